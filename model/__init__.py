@@ -1,0 +1,15 @@
+"""What Dream is: the network, its static cache, its checkpoints. Knows torch, nothing of export."""
+
+from model.cache import StaticKVCache
+from model.checkpoint import CheckpointError, load_hf_model
+from model.config import ConfigError, DreamEdgeConfig
+from model.dream import DreamEdge
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DreamEdge",
+    "DreamEdgeConfig",
+    "StaticKVCache",
+    "load_hf_model",
+]

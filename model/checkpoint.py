@@ -1,0 +1,179 @@
+"""Dream checkpoints in HF layout: `config.json` and safetensors, one file or shards with an index."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from model.config import ConfigError, DreamEdgeConfig
+from model.dream import DreamEdge
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be loaded. The message says what is wrong, and in which file."""
+
+
+def load_hf_model(
+    path: str | os.PathLike[str],
+    dtype: torch.dtype | None = torch.float32,
+    device: torch.device | str = "cpu",
+    optimize_cpu: bool = False,
+) -> tuple[DreamEdge, str, DreamEdgeConfig]:
+    """Load a Dream checkpoint folder: (model in eval mode, without gradients; "Dream"; its config).
+
+    dtype: of the weights in memory; None keeps each as stored. A tensor already stored in `dtype` is not
+        copied: it stays a mapping of the file.
+    optimize_cpu: sets torch's threads to the physical cores, and logs it.
+
+    Strict: raises `CheckpointError` that lists every missing, surplus, misshapen or non-finite tensor, or
+    names the file that is damaged, and `ConfigError` for a config that is not supported. Only safetensors
+    are ever opened.
+    """
+    folder = Path(path)
+    config = read_config(folder)
+    if optimize_cpu:
+        threads = _physical_cores()
+        torch.set_num_threads(threads)
+        log.info("torch uses %d threads, one for each physical core", threads)
+    with torch.device("meta"):
+        model = DreamEdge(config)
+    # Tied weights share one parameter: the state dict lists it twice, the file holds it once.
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        del expected["lm_head.weight"]
+    found = _read_tensors(folder)
+    _check(folder, config, expected, found)
+    for name in expected:
+        tensor = found.pop(name)
+        _set_parameter(model, name, tensor.to(device=device, dtype=dtype or tensor.dtype))
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
+    return model.eval(), "Dream", config
+
+
+def read_config(folder: Path) -> DreamEdgeConfig:
+    """The config of a checkpoint folder. Raises `CheckpointError` or `ConfigError`."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder" if not folder.exists() else f"{folder}: not a folder")
+    file = folder / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{folder}: no config.json; a checkpoint folder in Hugging Face layout is expected")
+    config = _read_json(file)
+    try:
+        return DreamEdgeConfig.from_hf(config)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint folder, in order. Raises `CheckpointError`."""
+    index = folder / INDEX
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not index.is_file():
+        pickles = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt*"))
+        hint = f"; {', '.join(pickles)} may hold pickled code and is never opened: convert it" if pickles else ""
+        raise CheckpointError(f"{folder}: no {WEIGHTS} and no {INDEX}{hint}")
+    names = sorted(set(_weight_map(index).values()))
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{index}: {name!r} is not a safetensors file of this folder")
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{index} names {name}, which is not there")
+    return [folder / name for name in names]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CheckpointError(f"{index}: weight_map must map tensor names to files")
+    return weight_map
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: not readable as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: a JSON object is expected, found {type(content).__name__}")
+    return content
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of the folder, by module name, as mappings of their files."""
+    tensors: dict[str, Tensor] = {}
+    files: dict[str, Path] = {}
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for key in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    name = key.removeprefix("model.")
+                    if name in tensors:
+                        raise CheckpointError(f"{key} stands in both {files[name].name} and {file.name}")
+                    tensors[name], files[name] = opened.get_tensor(key), file
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: damaged or truncated safetensors file: {error}") from error
+    if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
+        for key, shard in _weight_map(folder / INDEX).items():
+            held_by = files.get(key.removeprefix("model."))
+            if held_by is None or held_by.name != shard:
+                raise CheckpointError(f"{folder / INDEX} says that {key} is in {shard}, but it is not")
+    return tensors
+
+
+def _check(
+    folder: Path, config: DreamEdgeConfig, expected: dict[str, tuple[int, ...]], found: dict[str, Tensor]
+) -> None:
+    """Drops a redundant tied lm_head from `found`; raises `CheckpointError` that lists all that is wrong."""
+    if config.tie_word_embeddings and "lm_head.weight" in found and "embed_tokens.weight" in found:
+        if not torch.equal(found["lm_head.weight"], found["embed_tokens.weight"]):
+            raise CheckpointError(
+                f"{folder}: tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight"
+            )
+        del found["lm_head.weight"]
+    wrong = []
+    for name, shape in expected.items():
+        key = hf_name(name)
+        tensor = found.get(name)
+        if tensor is None:
+            wrong.append(f"missing: {key} {list(shape)}")
+        elif tuple(tensor.shape) != shape:
+            wrong.append(f"wrong shape: {key} is {list(tensor.shape)}, the config asks for {list(shape)}")
+        elif tensor.dtype not in _STORED_DTYPES:
+            wrong.append(f"wrong type: {key} is {tensor.dtype}, expected float32, float16 or bfloat16")
+        elif not all(math.isfinite(end) for end in tensor.aminmax()):  # no mask of the tensor's size is made
+            wrong.append(f"NaN or infinite values: {key}")
+    wrong += [f"surplus: {hf_name(name)} {list(found[name].shape)}" for name in found if name not in expected]
+    if wrong:
+        raise CheckpointError(f"{folder}: {len(wrong)} wrong tensor(s): " + "; ".join(wrong))
+
+
+def hf_name(name: str) -> str:
+    """The checkpoint's name of a parameter of `DreamEdge`."""
+    return name if name.startswith("lm_head.") else f"model.{name}"
+
+
+def _set_parameter(model: DreamEdge, name: str, tensor: Tensor) -> None:
+    module, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(module), leaf, torch.nn.Parameter(tensor, requires_grad=False))
+
+
+def _physical_cores() -> int:
+    import psutil
+
+    return psutil.cpu_count(logical=False) or os.cpu_count() or 1

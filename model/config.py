@@ -1,0 +1,143 @@
+"""The shape of a Dream network, as its HF `config.json` gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A config that is not Dream's, or asks for something that is not supported."""
+
+
+@dataclass(frozen=True)
+class DreamEdgeConfig:
+    """Names and meaning as in Dream's `config.json`; the defaults are Dream-7B's."""
+
+    vocab_size: int = 152064
+    hidden_size: int = 3584
+    intermediate_size: int = 18944
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 28
+    num_key_value_heads: int = 4
+    max_position_embeddings: int = 131072
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    mask_token_id: int = 151666
+    pad_token_id: int = 151643
+    bos_token_id: int = 151643
+    eos_token_id: int = 151643
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def max_seq_len(self) -> int:
+        """Positions of a static cache, and of an exported program, unless told otherwise."""
+        return min(2048, self.max_position_embeddings)
+
+    def __post_init__(self) -> None:
+        for name in _SIZES:
+            value = getattr(self, name)
+            if not _is_int(value) or value < 1:
+                raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+        for name in ("rope_theta", "rms_norm_eps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ConfigError(f"{name} must be a number above 0, got {value!r}")
+        if not isinstance(self.tie_word_embeddings, bool):
+            raise ConfigError(f"tie_word_embeddings must be true or false, got {self.tie_word_embeddings!r}")
+        for name in ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            if not _is_int(value) or not 0 <= value < self.vocab_size:
+                raise ConfigError(f"{name} must be a token of the vocabulary (0..{self.vocab_size - 1}), got {value!r}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim {self.head_dim} is odd; RoPE rotates pairs")
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> DreamEdgeConfig:
+        """From the content of `config.json`. Raises `ConfigError` that names the field."""
+        model_type = config.get("model_type")
+        if model_type != "Dream":
+            found = f"model_type {model_type!r}" if model_type else "no model_type"
+            architectures = config.get("architectures")
+            if architectures:
+                found += f", architectures {architectures!r}"
+            raise ConfigError(f"not a Dream checkpoint: expected model_type 'Dream', found {found}")
+        for name, is_supported in _SUPPORTED.items():
+            if name in config and not is_supported(config):
+                raise ConfigError(f"unsupported: {name} = {config[name]!r} in the config")
+        values = {f.name: config[f.name] for f in fields(cls) if f.name in config}
+        rope_parameters = config.get("rope_parameters")
+        if "rope_theta" not in values and isinstance(rope_parameters, Mapping) and "rope_theta" in rope_parameters:
+            values["rope_theta"] = rope_parameters["rope_theta"]
+        # A default of Dream-7B must never stand in for a shape that the file forgot.
+        missing = [f.name for f in fields(cls) if f.name not in values and f.name not in _OPTIONAL]
+        if missing:
+            raise ConfigError(f"the config lacks {', '.join(missing)}")
+        return cls(**values)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The content of a `config.json` that `from_hf` reads back to the same config."""
+        return {
+            "architectures": ["DreamModel"],
+            "model_type": "Dream",
+            "hidden_act": "silu",
+            **{f.name: getattr(self, f.name) for f in fields(self)},
+        }
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
+_OPTIONAL = {"tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id"}
+
+
+def _plain_rope(rope: Any) -> bool:
+    return rope is None or (
+        isinstance(rope, Mapping)
+        and rope.get("rope_type", rope.get("type", "default")) == "default"
+        and set(rope) <= {"rope_type", "type", "rope_theta"}
+    )
+
+
+# Fields that change what the network computes, and when they ask for nothing but plain Dream.
+_SUPPORTED: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "hidden_act": lambda c: c["hidden_act"] == "silu",
+    "use_sliding_window": lambda c: not c["use_sliding_window"],
+    # Qwen2 configs carry a window size that `use_sliding_window: false` switches off.
+    "sliding_window": lambda c: c["sliding_window"] is None or c.get("use_sliding_window") is False,
+    "layer_types": lambda c: c["layer_types"] is None or set(c["layer_types"]) <= {"full_attention"},
+    "rope_scaling": lambda c: _plain_rope(c["rope_scaling"]),
+    "rope_parameters": lambda c: _plain_rope(c["rope_parameters"]),
+    "partial_rotary_factor": lambda c: c["partial_rotary_factor"] in (None, 1, 1.0),
+    "use_mrope": lambda c: not c["use_mrope"],
+    "attention_bias": lambda c: c["attention_bias"] in (None, True),
+    "mlp_bias": lambda c: not c["mlp_bias"],
+    "head_dim": lambda c: c["head_dim"] in (None, c.get("hidden_size", 0) // (c.get("num_attention_heads") or 1)),
+    "quantization_config": lambda c: not c["quantization_config"],
+    "num_experts": lambda c: not c["num_experts"],
+    "logit_scale": lambda c: c["logit_scale"] in (None, 1, 1.0),
+}

@@ -1,0 +1,185 @@
+"""The whole network: Qwen2's body with attention in both directions.
+
+Shapes: B batch, T tokens of this call, D hidden_size, H attention heads, G key/value heads, d head_dim,
+S positions that the attention can see.
+Source: the public Dream reference (HF remote code of Dream-org/Dream-v0), measured in `tests/golden/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.cache import StaticKVCache
+from model.config import DreamEdgeConfig
+
+# (q [B, T, H, d], k [B, T, G, d], v [B, T, G, d]) -> [B, T, H, d]. Whoever calls the layers says what attention sees.
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+# [B, T, heads, d] -> the same, each head rotated by its position.
+Rotate = Callable[[Tensor], Tensor]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) in float32, cast back, then times the weight: the order matters below float32."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        wide = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(x_BTD.dtype)
+
+
+class Attention(nn.Module):
+    is_causal = False
+
+    def __init__(self, config: DreamEdgeConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        q_dim = config.num_attention_heads * config.head_dim
+        kv_dim = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, q_dim, bias=True)
+        self.k_proj = nn.Linear(config.hidden_size, kv_dim, bias=True)
+        self.v_proj = nn.Linear(config.hidden_size, kv_dim, bias=True)
+        self.o_proj = nn.Linear(q_dim, config.hidden_size, bias=False)
+
+    def forward(self, x_BTD: Tensor, rotate: Rotate, attend: Attend) -> Tensor:
+        q_BTHd = self.q_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
+        k_BTGd = self.k_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
+        v_BTGd = self.v_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
+        return self.o_proj(attend(rotate(q_BTHd), rotate(k_BTGd), v_BTGd).flatten(-2))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: DreamEdgeConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: DreamEdgeConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x_BTD: Tensor, rotate: Rotate, attend: Attend) -> Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotate, attend)
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+
+
+class DreamEdge(nn.Module):
+    """Module names are the checkpoint's, without its `model.` prefix."""
+
+    def __init__(self, config: DreamEdgeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: StaticKVCache | None = None,
+        use_cache: bool = False,
+    ) -> tuple[Tensor, StaticKVCache | None]:
+        """One pass over `input_ids`, int [B, T].
+
+        attention_mask: [B, T] (1 = token, 0 = pad; pads neither see nor are seen, and are not cached), or
+            [B, 1, T, S], bool (true = may attend) or additive float. S is T, or with a cache the first S of
+            its positions. None: everything is seen. A query that sees nothing has attention output zero.
+        position_ids: int [B, T], 0..T-1 when absent. With a cache they also say where the tokens are kept.
+        past_key_values: the cache of an earlier call. Needs `position_ids`. Tokens see all of its valid positions.
+        use_cache: without a cache, makes one of `config.max_seq_len` positions. For another size give your own.
+
+        Returns the raw, unshifted logits [B, T, vocab] (float32, or float64 for a float64 model), and the cache.
+        Raises `ValueError` for a mask or positions of the wrong shape, and for positions outside the cache.
+        """
+        B, T = input_ids.shape
+        if past_key_values is not None and position_ids is None:
+            raise ValueError("position_ids say where tokens go in the cache: give them along with past_key_values")
+        if position_ids is None:
+            position_ids = torch.arange(T, device=input_ids.device).expand(B, T)
+        if position_ids.shape != (B, T):
+            raise ValueError(f"position_ids must be {[B, T]}, got {list(position_ids.shape)}")
+        cache = past_key_values
+        if use_cache and cache is None:
+            weight = self.embed_tokens.weight
+            cache = StaticKVCache(self.config, B, self.config.max_seq_len, dtype=weight.dtype, device=weight.device)
+
+        x_BTD = self.embed_tokens(input_ids)
+        rotate = partial(apply_rope, *rope_cos_sin(self.config, position_ids, x_BTD.dtype))
+        if cache is None:
+            mask = visible(attention_mask, B, T, T)
+            attends = [partial(attend, mask=mask)] * len(self.layers)
+        else:
+            tokens = attention_mask.bool() if attention_mask is not None and attention_mask.dim() == 2 else None
+            cache.claim(position_ids, tokens)
+            mask = cache.mask(attention_mask, T)
+            attends = [partial(cache.attend, i, attend, mask=mask) for i in range(len(self.layers))]
+        for layer, layer_attend in zip(self.layers, attends, strict=True):
+            x_BTD = layer(x_BTD, rotate, layer_attend)
+        logits = self.lm_head(self.norm(x_BTD))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)), cache
+
+
+def rope_cos_sin(config: DreamEdgeConfig, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin [B, T, 1, d] for positions [B, T], half-split layout; angles in float32 as in the reference."""
+    exponents = torch.arange(0, config.head_dim, 2, device=position_ids.device, dtype=torch.int64).float()
+    inv_freq = 1.0 / (config.rope_theta ** (exponents / config.head_dim))
+    angles = position_ids[:, :, None, None].float() * inv_freq
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def apply_rope(cos: Tensor, sin: Tensor, x_BTHd: Tensor) -> Tensor:
+    first, second = x_BTHd.chunk(2, dim=-1)
+    return x_BTHd * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def visible(attention_mask: Tensor | None, B: int, T: int, S: int) -> Tensor | None:
+    """The mask of `DreamEdge.forward` as [B or 1, 1, T, S] (bool, or additive float), None if all is seen."""
+    if attention_mask is None:
+        return None
+    if attention_mask.dim() == 2:
+        if attention_mask.shape != (B, T) or S != T:
+            raise ValueError(f"a 2-D attention_mask must be {[B, T]}, got {list(attention_mask.shape)}")
+        tokens = attention_mask.bool()
+        return tokens[:, None, :, None] & tokens[:, None, None, :]
+    if attention_mask.dim() != 4 or attention_mask.shape[0] not in (1, B) or attention_mask.shape[1:] != (1, T, S):
+        raise ValueError(f"a 4-D attention_mask must be {[B, 1, T, S]}, got {list(attention_mask.shape)}")
+    if attention_mask.is_floating_point() or attention_mask.dtype == torch.bool:
+        return attention_mask
+    raise ValueError(f"a 4-D attention_mask must be bool or additive float, got {attention_mask.dtype}")
+
+
+def attend(q_BTHd: Tensor, k_BSGd: Tensor, v_BSGd: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention over S positions, in both directions; mask [B, 1, T, S] bool or additive."""
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(q_BTHd.dtype)
+    out = F.scaled_dot_product_attention(
+        q_BTHd.transpose(1, 2), k_BSGd.transpose(1, 2), v_BSGd.transpose(1, 2), attn_mask=mask, enable_gqa=True
+    )
+    if mask is not None:
+        sees = mask if mask.dtype == torch.bool else mask != -torch.inf
+        out = torch.where(sees.any(-1, keepdim=True), out, 0.0)
+    return out.transpose(1, 2)
