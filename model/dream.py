@@ -42,6 +42,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: DreamEdgeConfig) -> None:
         super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.num_kv_heads = config.num_key_value_heads
         self.head_dim = config.head_dim
         q_dim = config.num_attention_heads * config.head_dim
         kv_dim = config.num_key_value_heads * config.head_dim
@@ -51,10 +53,12 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(q_dim, config.hidden_size, bias=False)
 
     def forward(self, x_BTD: Tensor, rotate: Rotate, attend: Attend) -> Tensor:
-        q_BTHd = self.q_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
-        k_BTGd = self.k_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
-        v_BTGd = self.v_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
-        return self.o_proj(attend(rotate(q_BTHd), rotate(k_BTGd), v_BTGd).flatten(-2))
+        B, _, D = x_BTD.shape
+        # T is the inferred dimension: in an exported program it is the only one that changes.
+        q_BTHd = self.q_proj(x_BTD).view(B, -1, self.num_heads, self.head_dim)
+        k_BTGd = self.k_proj(x_BTD).view(B, -1, self.num_kv_heads, self.head_dim)
+        v_BTGd = self.v_proj(x_BTD).view(B, -1, self.num_kv_heads, self.head_dim)
+        return self.o_proj(attend(rotate(q_BTHd), rotate(k_BTGd), v_BTGd).reshape(B, -1, D))
 
 
 class MLP(nn.Module):

@@ -190,7 +190,9 @@ def train(args: argparse.Namespace) -> DreamEdge:
     decayed = [p for p in model.parameters() if p.dim() == 2]
     rest = [p for p in model.parameters() if p.dim() != 2]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], lr=args.lr, betas=(0.9, 0.98)
+        [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}],
+        lr=args.lr,
+        betas=(0.9, 0.98),
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -219,7 +221,9 @@ def train(args: argparse.Namespace) -> DreamEdge:
             progress.update(task, advance=1, description=f"training  loss {loss.item():.4f}")
             if (step + 1) % args.check_every == 0:
                 share = share_solved(model.eval(), grids, 250, seed=step)
-                log.info("step %d: loss %.4f, solves %.1f%% of 250 held-out puzzles", step + 1, loss.item(), 100 * share)
+                log.info(
+                    "step %d: loss %.4f, solves %.1f%% of 250 held-out puzzles", step + 1, loss.item(), 100 * share
+                )
                 model.train()
     return model.eval()
 
@@ -254,7 +258,7 @@ def _write_json(path: Path, content: dict[str, object]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,0 +1,37 @@
+"""`python -m pipeline`: the command line. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import sys
+
+HELP = """\
+DreamEdge: a Dream checkpoint to a validated ExecuTorch program.
+
+usage: python -m pipeline COMMAND [key=value ...]
+
+commands:
+  run       build an artifact        [checkpoint=DIR] [recipe=NAME] [output=DIR] [overwrite=true]
+  validate  check an artifact again  artifact=DIR [checkpoint=DIR]
+  recipes   list the recipes
+
+Each command lists its keys with --help. Configuration is Hydra's: `run --cfg job` shows all of it,
+`run --multirun recipe=int4_xnnpack,int8_xnnpack` builds several, and
+eval "$(python -m pipeline run --shell-completion install=bash)" completes keys and values.
+
+exit codes: 0 done, 1 internal error, 2 wrong command, key or value, 3 unusable checkpoint, 4 recipe cannot be
+applied, 5 a figure is out of bounds, 6 damaged artifact or program, 7 output cannot be written, 130 interrupted
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(HELP)
+        return 0 if arguments else 2
+    from pipeline.cli import dispatch
+
+    return dispatch(arguments[0], arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""The commands, under Hydra: each error of a user ends in one line and its exit code."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from pipeline.config import CONF, explain, is_config_error, load_recipe, recipe_names, register
+from pipeline.errors import INTERNAL_ERROR, INTERRUPTED, PipelineError, UsageError
+
+log = logging.getLogger("pipeline")
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def dispatch(command: str, arguments: list[str]) -> int:
+    """The exit code. With --multirun, that of the first job that failed."""
+    try:
+        if command == "recipes":
+            return _recipes()
+        task = COMMANDS.get(command)
+        if task is None:
+            close = difflib.get_close_matches(command, [*COMMANDS, "recipes"], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UsageError(f"no command {command!r}{hint} (see python -m pipeline --help)")
+        return _under_hydra(command, arguments, task)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except PipelineError as error:
+        return _fail(str(error), error.exit_code)
+    except Exception as error:
+        return _internal(error)
+
+
+def _under_hydra(command: str, arguments: list[str], task: Callable[[Any], None]) -> int:
+    register()
+    _quiet()
+    # Hydra then raises what it would print; `explain` says it in one line.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = [f"pipeline {command}", *arguments]
+    failed: list[int] = []
+
+    def job(config: DictConfig) -> None:
+        try:
+            missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
+            if missing:
+                raise UsageError(f"{missing[0]} is not given: {missing[0]}=...")
+            task(OmegaConf.to_object(config))
+        except PipelineError as error:
+            failed.append(_fail(str(error), error.exit_code))
+
+    try:
+        hydra.main(config_path=str(CONF), config_name=command, version_base="1.3")(job)()
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else 2
+    except Exception as error:
+        if not is_config_error(error):
+            raise
+        raise UsageError(explain(error, command)) from error
+    return failed[0] if failed else 0
+
+
+def _run(config: Any) -> None:
+    from pipeline.display import Display
+    from pipeline.road import run
+    from pipeline.summary import show_run
+
+    console = Console()
+    display = Display(console)
+    with display.live():
+        packaged, validated = run(config, display)
+    show_run(console, packaged, validated, display.stages)
+
+
+def _validate(config: Any) -> None:
+    from pipeline.display import Display
+    from pipeline.revalidate import revalidate
+    from pipeline.summary import show_figures
+
+    console = Console()
+    display = Display(console)
+    with display.live():
+        figures = revalidate(Path(config.artifact), Path(config.checkpoint) if config.checkpoint else None, display)
+    show_figures(console, figures)
+
+
+def _recipes() -> int:
+    from pipeline.display import table
+
+    listing = table("", "recipe", "what it makes")
+    listing.title = None
+    for name in recipe_names():
+        listing.add_row(name, load_recipe(name).description)
+    Console().print(listing)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Any], None]] = {"run": _run, "validate": _validate}
+
+
+def _fail(message: str, exit_code: int) -> int:
+    err.print(f"error: {message}", markup=False)
+    return exit_code
+
+
+def _internal(error: Exception) -> int:
+    if os.environ.get("DREAMEDGE_TRACEBACK"):
+        raise error
+    return _fail(
+        f"internal error: {type(error).__name__}: {error} (please report it; DREAMEDGE_TRACEBACK=1 shows where)",
+        INTERNAL_ERROR,
+    )
+
+
+def _quiet() -> None:
+    """Torch, torchao and executorch warn about each other and about absent GPUs: nothing that a user can act on."""
+    warnings.simplefilter("ignore")
+    for name in ("torchao", "torch.utils._pytree", "executorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

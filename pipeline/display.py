@@ -1,0 +1,94 @@
+"""What a person sees of a run: the stages as they go, and the figures at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class StageStats:
+    """peak_rss: bytes, of this process while the stage ran."""
+
+    name: str
+    seconds: float
+    peak_rss: int
+
+
+class _Memory(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        done = task.fields.get("peak_rss")
+        return Text(f"peak {mib(done)}" if done else f"now {mib(psutil.Process().memory_info().rss)}")
+
+
+class Display:
+    """Live on a terminal, one plain line a stage elsewhere. Collects time and peak memory of the stages."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.stages: list[StageStats] = []
+        columns = (
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description:<9}"),
+            TimeElapsedColumn(),
+            _Memory(),
+        )
+        self._progress = Progress(*columns, TextColumn("{task.fields[detail]}"), console=console)
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        if not self.console.is_terminal:
+            yield
+            return
+        with self._progress:
+            yield
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Report]:
+        """Yields a function that shows what the stage is doing."""
+        _reset_peak_rss()
+        started = time.perf_counter()
+        task = self._progress.add_task(name, total=1, detail="", peak_rss=None)
+        yield lambda detail: self._progress.update(task, detail=detail)
+        stats = StageStats(name, time.perf_counter() - started, _peak_rss())
+        self.stages.append(stats)
+        self._progress.update(task, completed=1, detail="", peak_rss=stats.peak_rss)
+        if not self.console.is_terminal:
+            self.console.print(f"{name:<9} {stats.seconds:6.1f} s   peak {mib(stats.peak_rss)}", highlight=False)
+
+
+def mib(n_bytes: float) -> str:
+    return f"{n_bytes / 2**20:,.0f} MiB" if n_bytes >= 10 * 2**20 else f"{n_bytes / 2**20:,.2f} MiB"
+
+
+def table(title: str, *columns: str) -> Table:
+    made = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def _peak_rss() -> int:
+    """The kernel's high-water mark of this process since the last reset, bytes."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # not Linux
+        return psutil.Process().memory_info().rss
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def _reset_peak_rss() -> None:
+    clear_refs = Path("/proc/self/clear_refs")
+    if clear_refs.exists():
+        clear_refs.write_text("5")  # see proc(5): resets VmHWM

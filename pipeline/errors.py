@@ -1,0 +1,49 @@
+"""What a user can cause, and the exit code that says so. docs/exit-codes.md lists them."""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """Ends the run with one line and `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(PipelineError):
+    """A command, key or value that does not exist."""
+
+    exit_code = 2
+
+
+class InputError(PipelineError):
+    """A checkpoint that cannot be used."""
+
+    exit_code = 3
+
+
+class RecipeError(PipelineError):
+    """A recipe that cannot be applied to this checkpoint."""
+
+    exit_code = 4
+
+
+class ValidationError(PipelineError):
+    """A figure out of its bounds."""
+
+    exit_code = 5
+
+
+class BadArtifactError(PipelineError):
+    """An artifact or program that is damaged, or of another version."""
+
+    exit_code = 6
+
+
+class OutputError(PipelineError):
+    """The artifact cannot be written."""
+
+    exit_code = 7
+
+
+INTERNAL_ERROR = 1
+INTERRUPTED = 130

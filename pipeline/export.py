@@ -1,0 +1,50 @@
+"""Stage 3: the model to an exported program with a static cache and a dynamic length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from model import DreamEdgeConfig
+from pipeline.config import ExportConfig
+from pipeline.errors import RecipeError
+from pipeline.quantize import Quantized
+from recipes.static_program import StaticProgram, export_program, metadata
+
+
+@dataclass(frozen=True)
+class Exported:
+    """constant_methods: the metadata that travels in the program."""
+
+    program: torch.export.ExportedProgram
+    constant_methods: dict[str, Any]
+    max_seq_len: int
+    max_rows: int
+
+
+def lengths(config: DreamEdgeConfig, export: ExportConfig) -> tuple[int, int]:
+    """(max_seq_len, max_rows). Raises `RecipeError` for lengths that the model cannot have."""
+    max_seq_len = export.max_seq_len if export.max_seq_len is not None else config.max_seq_len
+    if not 2 <= max_seq_len <= config.max_position_embeddings:
+        raise RecipeError(
+            f"export.max_seq_len {max_seq_len}: must be from 2 to {config.max_position_embeddings}, "
+            "the positions that the model knows (max_position_embeddings)"
+        )
+    max_rows = export.max_rows if export.max_rows is not None else max_seq_len
+    if not 2 <= max_rows <= max_seq_len:
+        raise RecipeError(f"export.max_rows {max_rows}: must be from 2 to max_seq_len, {max_seq_len}")
+    return max_seq_len, max_rows
+
+
+def export(quantized: Quantized, settings: ExportConfig) -> Exported:
+    model, recipe = quantized.model, quantized.recipe
+    max_seq_len, max_rows = lengths(model.config, settings)
+    program = StaticProgram(model, max_seq_len, recipe.backend, recipe.attention)
+    return Exported(
+        program=export_program(program, max_rows),
+        constant_methods=metadata(model, max_seq_len, max_rows, recipe.attention),
+        max_seq_len=max_seq_len,
+        max_rows=max_rows,
+    )

@@ -1,0 +1,57 @@
+"""Stage 1: a checkpoint folder to a model whose weights are mappings of its files."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from model import CheckpointError, ConfigError, DreamEdge, DreamEdgeConfig, load_hf_model
+from model.checkpoint import INDEX, weight_files
+from pipeline.errors import InputError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """weights: bytes of the weight files. digests: sha256 by file name. tokenizer_files: those that are there."""
+
+    model: DreamEdge
+    config: DreamEdgeConfig
+    folder: Path
+    weights: int
+    digests: dict[str, str]
+    tokenizer_files: tuple[Path, ...]
+
+
+def load(folder: Path) -> Loaded:
+    """Weights keep the type they are stored in. Raises `InputError`."""
+    try:
+        model, _, config = load_hf_model(folder, dtype=None)
+        files = weight_files(folder)
+    except (CheckpointError, ConfigError, OSError) as error:
+        raise InputError(str(error)) from error
+    hashed = [folder / "config.json", *files, *([folder / INDEX] if (folder / INDEX).is_file() else [])]
+    return Loaded(
+        model=model,
+        config=config,
+        folder=folder,
+        weights=sum(file.stat().st_size for file in files),
+        digests={file.name: sha256(file) for file in hashed},
+        tokenizer_files=tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file()),
+    )
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

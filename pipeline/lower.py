@@ -1,0 +1,34 @@
+"""Stage 4: the exported program to a `.pte` file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import RecipeError
+from pipeline.export import Exported
+from recipes.blocks import Recipe
+from recipes.lowering import lower_program
+
+
+@dataclass(frozen=True)
+class Lowered:
+    pte: Path
+    max_seq_len: int
+    max_rows: int
+
+
+def lower(exported: Exported, recipe: Recipe, pte: Path) -> Lowered:
+    """Raises `RecipeError` where the backend refuses the recipe, and `OSError` from writing."""
+    try:
+        program = lower_program(exported.program, recipe.backend, exported.constant_methods)
+    except Exception as error:
+        raise RecipeError(f"recipe {recipe.name} cannot be lowered: {_first_line(error)}") from error
+    with pte.open("wb") as file:
+        program.write_to_file(file)
+    return Lowered(pte, exported.max_seq_len, exported.max_rows)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

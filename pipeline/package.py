@@ -1,0 +1,150 @@
+"""Stage 6: the artifact folder, written aside and renamed into place when it is whole and valid."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.display import StageStats
+from pipeline.errors import OutputError
+from pipeline.load import Loaded
+from pipeline.lower import Lowered
+from pipeline.validate import Validated
+from recipes.static_program import CONTRACT_VERSION
+from runtime.artifact import MANIFEST_FILE, SCHEMA_VERSION, figure_dict, sha256
+
+REPORT_FILE = "report.json"
+
+
+@dataclass(frozen=True)
+class Packaged:
+    folder: Path
+    manifest: dict[str, Any]
+
+
+@contextmanager
+def staging(output: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `output` to write into; gone at the end, unless `place` renamed it. Raises `OutputError`."""
+    if output.exists() and not overwrite:
+        raise OutputError(f"output {output} is already there: choose another, or give overwrite=true")
+    if output.exists() and not (output / MANIFEST_FILE).is_file():
+        raise OutputError(f"output {output} is there and is no artifact: it is not overwritten")
+    folder = output.with_name(f".{output.name}.partial")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+    except OSError as error:
+        raise OutputError(f"output {output} cannot be written: {error.strerror or error}") from error
+    try:
+        yield folder
+    except OSError as error:
+        raise OutputError(f"output {output} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def package(
+    folder: Path, config: RunConfig, loaded: Loaded, lowered: Lowered, validated: Validated, stages: list[StageStats]
+) -> dict[str, Any]:
+    """Complete the staging folder: tokenizer files, `report.json`, and the manifest over all of it."""
+    for file in loaded.tokenizer_files:
+        shutil.copyfile(file, folder / file.name)
+    (folder / REPORT_FILE).write_text(_json(_report(validated, stages)), encoding="utf-8")
+    manifest = _manifest(folder, config, loaded, lowered, validated)
+    (folder / MANIFEST_FILE).write_text(_json(manifest), encoding="utf-8")
+    return manifest
+
+
+def place(folder: Path, output: Path) -> Path:
+    """Rename the staging folder to `output`; what was there goes only once the new one is in place."""
+    old = output.with_name(f".{output.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if output.exists():
+        output.rename(old)
+    folder.rename(output)
+    shutil.rmtree(old, ignore_errors=True)
+    return output
+
+
+def place_failed(folder: Path, output: Path) -> Path:
+    """Keep what is out of bounds under another name, that nobody takes for an artifact."""
+    failed = output.with_name(f"{output.name}.failed")
+    shutil.rmtree(failed, ignore_errors=True)
+    folder.rename(failed)
+    return failed
+
+
+def _report(validated: Validated, stages: list[StageStats]) -> dict[str, Any]:
+    replay = validated.measured.replay
+    return {
+        "valid": validated.ok,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()},
+        "stages": [asdict(stage) for stage in stages],
+        "program": {
+            "load_seconds": replay.load_seconds,
+            "run_seconds": replay.run_seconds,
+            "peak_rss": replay.peak_rss,
+        },
+        "figures": [figure_dict(figure) for figure in validated.figures],
+        "solved": asdict(validated.solved) if validated.solved else None,
+    }
+
+
+def _manifest(
+    folder: Path, config: RunConfig, loaded: Loaded, lowered: Lowered, validated: Validated
+) -> dict[str, Any]:
+    found = validated.measured.format
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "contract_version": CONTRACT_VERSION,
+        "checkpoint": {"name": loaded.folder.resolve().name, "bytes": loaded.weights, "sha256": loaded.digests},
+        "model": loaded.config.to_hf(),
+        "recipe": asdict(config.recipe),
+        "task": asdict(config.task) | {"prompts": config.task.prompts and Path(config.task.prompts).name},
+        "validation": asdict(config.validation),
+        "export": {"max_seq_len": lowered.max_seq_len, "max_rows": lowered.max_rows},
+        "versions": {name: version(name) for name in ("torch", "executorch", "torchao")}
+        | {"python": platform.python_version(), "target": "XNNPACK, CPU"},
+        "sizes": {
+            "checkpoint": loaded.weights,
+            "program": lowered.pte.stat().st_size,
+            "linear_weights": sum(w.n_bytes for w in found.linears),
+        },
+        "memory_plan": list(found.planned_memory),
+        "delegation": {
+            "delegates": len(found.delegates),
+            "inside": found.delegated_ops,
+            "outside": found.operators,
+        },
+        "expected_format": asdict(validated.expected_format),
+        "figures": [figure_dict(figure) for figure in validated.figures],
+        "solved": asdict(validated.solved) if validated.solved else None,
+        "files": {
+            file.name: {"sha256": sha256(file), "bytes": file.stat().st_size}
+            for file in sorted(folder.iterdir())
+            if file.name != MANIFEST_FILE
+        },
+    }
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, default=_plain, allow_nan=False) + "\n"
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Enum):
+        return value.value
+    raise TypeError(f"{type(value).__name__} in a manifest")

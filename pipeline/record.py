@@ -1,0 +1,189 @@
+"""What validation runs: calls in every use of the contract, and what eager gives for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from model import DreamEdge, StaticKVCache
+from pipeline.config import TaskConfig, ValidationConfig
+from pipeline.load import Loaded
+from pipeline.tasks import read_prompts
+from runtime.generate import fill_masks
+from runtime.reference import Call, Expected, Reference, Sequence, Task
+
+MAX_BLOCK = 32
+N_SHORT, N_SHORT_CANDIDATES = 12, 96
+
+
+def prompts_of(loaded: Loaded, task: TaskConfig, validation: ValidationConfig, max_seq_len: int) -> list[Tensor]:
+    """Prompts of the task, int64 [P] each, by the checkpoint's own tokenizer; random tokens without one.
+
+    Cut to half of max_seq_len, so that there is room for an answer.
+    """
+    n = max(validation.n_prompts, task.n_solve)
+    room = max(1, max_seq_len // 2)
+    tokenizer_file = loaded.folder / "tokenizer.json"
+    if task.prompts is not None and tokenizer_file.is_file():
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        texts = read_prompts(Path(task.prompts))[:n]
+        return [torch.tensor(tokenizer.encode(text).ids[:room]) for text in texts]
+    generator = torch.Generator().manual_seed(validation.seed)
+    vocab = torch.arange(loaded.config.vocab_size)
+    vocab = vocab[vocab != loaded.config.mask_token_id]
+    length = min(room, 24)
+    return [vocab[torch.randint(len(vocab), (length,), generator=generator)] for _ in range(validation.n_prompts)]
+
+
+def sequences_of(
+    model: DreamEdge, prompts: list[Tensor], task: TaskConfig, validation: ValidationConfig, S: int, max_rows: int
+) -> tuple[Sequence, ...]:
+    """Every use of the contract on real prompts. `model` (float32) answers them, for the half-written sequences."""
+    mask_id = model.config.mask_token_id
+    generator = torch.Generator().manual_seed(validation.seed)
+    sequences = []
+    for i, prompt in enumerate(prompts[: validation.n_prompts]):
+        P = len(prompt)
+        n_new = min(task.new_tokens, S - P)
+        masked = torch.cat([prompt, torch.full((n_new,), mask_id)])
+        tokens = fill_masks(lambda t: model(t)[0], masked[None], mask_id)[0]
+        # From all masks to few, as generation sees them; the row before a mask predicts it.
+        ratio = 1 - i / validation.n_prompts
+        hidden = torch.rand(n_new, generator=generator) < ratio
+        hidden[int(torch.randint(n_new, (1,), generator=generator))] = True
+        tokens[P:][hidden] = mask_id
+        rows = (hidden.nonzero()[:, 0] + P - 1).clamp_min(0)[:max_rows]
+        sequences.append(Sequence(f"whole-{i:03d}", (Call(tokens, 0, len(tokens), rows),)))
+    prompt = prompts[0]
+    P = len(prompt)
+    B = max(2, min(MAX_BLOCK, S - P))
+    whole = torch.cat([prompt, torch.full((B,), mask_id)])[:S]
+    L = len(whole)
+    P, B = L - B, B
+    half = B // 2
+    other = prompts[-1][:half] if len(prompts[-1]) >= half else whole[:half]
+
+    def all_rows(n: int) -> Tensor:
+        return torch.arange(n)[:max_rows]
+
+    def block(start: int, tokens: Tensor, kv_len: int) -> Call:
+        return Call(tokens, start, kv_len, all_rows(len(tokens)))
+
+    prefill = Call(prompt[:P], 0, P, torch.tensor([P - 1]))
+    full = block(0, whole, L)
+    sequences += [
+        Sequence("prefill-then-block", (prefill, block(P, whole[P:], L), block(P, whole[P:], L))),
+        Sequence("rewrite-inside", (full, block(P, other, L), block(P, whole[P : P + half], L))),
+        Sequence("suffix-hidden", (full, block(P, other, P + half), block(P + half, whole[P + half :], L))),
+        Sequence(
+            "rows-subset", (Call(whole, 0, L, torch.tensor([L - 1, 0, L // 2])), Call(whole, 0, L, torch.tensor([1])))
+        ),
+        Sequence("one-token", tuple(block(i, whole[i : i + 1], i + 1) for i in range(4))),
+        Sequence("one-inside", (full, block(P - 1, whole[:1], L), block(0, whole[P : P + 1], L))),
+    ]
+    long = torch.cat([torch.cat(prompts), torch.full((S,), mask_id)])[:S].clone()
+    rows = torch.linspace(0, S - 1, min(8, max_rows)).long()
+    sequences.append(Sequence("max-length", (Call(long, 0, S, rows), Call(long[-1:], S - 1, S, torch.tensor([0])))))
+    return tuple(sequences)
+
+
+@torch.no_grad()
+def short_sequences(model: DreamEdge, prompts: list[Tensor], S: int) -> tuple[Sequence, ...]:
+    """Two to four tokens, chosen so that no activation comes near a rounding tie: here a single wrong weight shows.
+
+    In longer calls of a quantized model some activation always sits so near a tie that float32 rounding moves it
+    to another integer, and one such step drowns the effect of a wrong weight. See docs/validation.md.
+    """
+    found = []
+    for i in range(N_SHORT_CANDIDATES):
+        prompt = prompts[i % len(prompts)]
+        n = min(2 + i % 3, len(prompt), S)
+        start = (i * 5) % (len(prompt) - n + 1)
+        call = Call(prompt[start : start + n], 0, n, torch.arange(n))
+        with TieMargin(model) as ties:
+            _eager(model, StaticKVCache(model.config, 1, n, dtype=model.norm.weight.dtype), call)
+        found.append((ties.margin, i, call))
+    best = sorted(found, key=lambda candidate: -candidate[0])[:N_SHORT]
+    return tuple(Sequence(f"short-{k:02d}", (call,)) for k, (_, _, call) in enumerate(best))
+
+
+@torch.no_grad()
+def record(
+    model: DreamEdge, float32: DreamEdge, sequences: tuple[Sequence, ...], task: Task | None, S: int
+) -> Reference:
+    """Run every call in eager through the (quantized) model and the float32 one."""
+    expected = []
+    for sequence in sequences:
+        caches = [StaticKVCache(m.config, 1, S, dtype=m.norm.weight.dtype) for m in (model, float32)]
+        logits = []
+        # Over the whole sequence: what a call leaves in the cache is as uncertain as the call.
+        with TieMargin(model) as ties:
+            for call in sequence.calls:
+                eager = _eager(model, caches[0], call)
+                logits.append(Expected(eager, _eager(float32, caches[1], call), ties.margin))
+        expected.append(tuple(logits))
+    return Reference(sequences, tuple(expected), task)
+
+
+def _eager(model: DreamEdge, cache: StaticKVCache, call: Call) -> Tensor:
+    T = len(call.tokens)
+    logits, _ = model(
+        call.tokens[None],
+        attention_mask=torch.ones(1, 1, T, call.kv_len, dtype=torch.bool),
+        position_ids=torch.arange(call.start_pos, call.start_pos + T)[None],
+        past_key_values=cache,
+    )
+    return logits[0, call.rows].float()
+
+
+class TieMargin:
+    """While open, how near any dynamically quantized activation of `model` comes to a rounding tie.
+
+    margin: in steps of the int8 grid, 0 (a tie) to 0.5. An activation nearer to a tie than float32 rounding can
+    move it may become another integer on the device than in eager; both are right. torchao's grid: int8 for
+    each token, from min(x, 0) to max(x, 0).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.margin = float("inf")
+        self._linears = [m for m in model.modules() if isinstance(m, nn.Linear) and type(m.weight) is not nn.Parameter]
+        self._linears = [m for m in self._linears if hasattr(m.weight, "activation_quantization")]
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> TieMargin:
+        self._hooks = [linear.register_forward_pre_hook(self._look) for linear in self._linears]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _look(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].double()
+        low = x.amin(-1, keepdim=True).clamp_max(0)
+        high = x.amax(-1, keepdim=True).clamp_min(0)
+        scale = ((high - low) / 255).clamp_min(torch.finfo(torch.float32).eps)
+        for steps in (x / scale, low / scale):
+            distance = (steps - steps.floor() - 0.5).abs().min().item()
+            self.margin = min(self.margin, distance)
+
+
+def task_of(loaded: Loaded, prompts: list[Tensor], task: TaskConfig, max_seq_len: int) -> Task | None:
+    """The prompts that are to be solved, if the checkpoint can read the task."""
+    if not task.n_solve or task.prompts is None or not (loaded.folder / "tokenizer.json").is_file():
+        return None
+    chosen = prompts[: task.n_solve]
+    if len({len(prompt) for prompt in chosen}) != 1 or len(chosen[0]) + task.new_tokens > max_seq_len:
+        return None
+    return Task(torch.stack(chosen), task.new_tokens, loaded.config.mask_token_id)
+
+
+def solve_in_eager(model: DreamEdge, task: Task) -> Tensor:
+    """Answers int64 [N, n_new] of the greedy sampler."""
+    N, P = task.prompts.shape
+    masked = torch.cat([task.prompts, torch.full((N, task.n_new), task.mask_id)], dim=1)
+    return fill_masks(lambda tokens: model(tokens)[0], masked, task.mask_id)[:, P:]

@@ -1,0 +1,43 @@
+"""The road: six stages from a checkpoint to an artifact, to be read as a table of contents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.config import RunConfig
+from pipeline.display import Display
+from pipeline.errors import ValidationError
+from pipeline.export import export, lengths
+from pipeline.load import load
+from pipeline.lower import lower
+from pipeline.package import Packaged, package, place, place_failed, staging
+from pipeline.quantize import quantize
+from pipeline.validate import Validated, validate
+from runtime.artifact import REFERENCE_FILE
+from runtime.program import MODEL_FILE
+
+
+def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
+    """Raises `PipelineError`; nothing is left at `config.output` then."""
+    output = Path(config.output)
+    with staging(output, config.overwrite) as folder:
+        with display.stage("load"):
+            loaded = load(Path(config.checkpoint))
+            lengths(loaded.config, config.export)  # before the long work
+        with display.stage("quantize") as report:
+            quantized = quantize(loaded, config.recipe, report)
+        with display.stage("export"):
+            exported = export(quantized, config.export)
+        with display.stage("lower"):
+            lowered = lower(exported, config.recipe, folder / MODEL_FILE)
+            del exported
+        with display.stage("validate") as report:
+            reference_file = folder / REFERENCE_FILE
+            validated = validate(lowered, quantized, loaded, config.task, config.validation, reference_file, report)
+        with display.stage("package"):
+            manifest = package(folder, config, loaded, lowered, validated, display.stages)
+            if not validated.ok:
+                failed = place_failed(folder, output)
+                wrong = "; ".join(str(figure) for figure in validated.figures if not figure.ok)
+                raise ValidationError(f"out of bounds: {wrong}. Kept for a look in {failed}")
+            return Packaged(place(folder, output), manifest), validated

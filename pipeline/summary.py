@@ -1,0 +1,50 @@
+"""The closing tables of a run and of a validation."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from pipeline.display import StageStats, mib, table
+from pipeline.errors import ValidationError
+from pipeline.package import Packaged
+from pipeline.validate import Validated
+from runtime.figures import Figure
+
+
+def show_run(console: Console, packaged: Packaged, validated: Validated, stages: list[StageStats]) -> None:
+    manifest = packaged.manifest
+    show_figures(console, validated.figures)
+    sizes, delegation = manifest["sizes"], manifest["delegation"]
+    stored, program = sizes["checkpoint"], sizes["program"]
+    facts = table("the program", "what", "value")
+    facts.add_row("size", f"{mib(program)}, {program / stored:.2f} of the checkpoint's {mib(stored)}")
+    outside = sum(delegation["outside"].values())
+    inside = sum(delegation["inside"].values())
+    facts.add_row("delegation", f"{delegation['delegates']} delegates with {inside} operators, {outside} outside")
+    facts.add_row("memory plan", f"{mib(sum(manifest['memory_plan']))}, caches included")
+    replay = validated.measured.replay
+    facts.add_row("in the runtime", f"loads in {replay.load_seconds:.2f} s, peak {mib(replay.peak_rss)} with Python")
+    facts.add_row("stages", ", ".join(f"{s.name} {s.seconds:.1f} s" for s in stages))
+    facts.add_row("peak memory", ", ".join(f"{s.name} {mib(s.peak_rss)}" for s in stages))
+    console.print(facts)
+    console.print(f"artifact: {packaged.folder}", highlight=False, soft_wrap=True)
+
+
+def show_figures(console: Console, figures: list[Figure]) -> None:
+    """Raises `ValidationError` after the table if a figure is out of bounds."""
+    listing = table("validation", "group", "figure", "value", "bound", "", "where")
+    for figure in figures:
+        relation = "≥" if figure.at_least else "≤"
+        verdict = "ok" if figure.ok else "FAILED"
+        listing.add_row(
+            figure.group,
+            figure.name,
+            f"{figure.value:.4g}",
+            f"{relation} {figure.bound:.4g}",
+            f"[{'green' if figure.ok else 'bold red'}]{verdict}[/]",
+            figure.where,
+        )
+    console.print(listing)
+    wrong = [str(figure) for figure in figures if not figure.ok]
+    if wrong:
+        raise ValidationError("out of bounds: " + "; ".join(wrong))

@@ -1,0 +1,38 @@
+"""Lowering: an exported program to the bytes that a device loads."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import (
+    EdgeCompileConfig,
+    ExecutorchBackendConfig,
+    ExecutorchProgramManager,
+    to_edge_transform_and_lower,
+)
+
+from recipes.blocks import Backend
+
+
+class LoweringError(RuntimeError):
+    """The program cannot be lowered as the recipe wants it."""
+
+
+def lower_program(
+    exported: torch.export.ExportedProgram, backend: Backend, constant_methods: dict[str, Any]
+) -> ExecutorchProgramManager:
+    """The program, ready to be written with `write_to_file`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # hundreds of deprecations of torch and executorch among themselves
+        edge = to_edge_transform_and_lower(
+            exported,
+            partitioner=[XnnpackPartitioner()] if backend is Backend.xnnpack else None,
+            constant_methods=constant_methods,
+            # The verifier knows only core aten operators, not executorch's own cache and attention.
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+        )
+        # Without the fusion a quantized embedding would be dequantized whole at each call.
+        return edge.to_executorch(ExecutorchBackendConfig(do_quant_fusion_and_const_prop=True))

@@ -1,0 +1,198 @@
+"""The exported form of Dream: one `forward` over a static cache, for every use.
+
+    forward(tokens int64 [1, T], start_pos int64 [1], kv_len int64 [1], rows int64 [K]) -> logits float32 [1, K, vocab]
+
+`tokens` go to cache positions start_pos .. start_pos+T-1, attention sees positions 0 .. kv_len-1 in both
+directions, and only the K `rows` of the T get logits (raw, unshifted).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model import DreamEdge
+from model.dream import RMSNorm, apply_rope, attend, rope_cos_sin
+from recipes.blocks import Attention, Backend
+
+CONTRACT_VERSION = 1
+
+
+class StaticProgram(nn.Module):
+    """Wraps a model, quantized or not; shares its weights and leaves it as it is.
+
+    For XNNPACK, norms and RoPE are written with the operators that its delegate takes at a dynamic length, so that
+    all between two attentions is one delegate. Otherwise the model's own modules are traced.
+    """
+
+    def __init__(self, model: DreamEdge, max_seq_len: int, backend: Backend, attention: Attention) -> None:
+        super().__init__()
+        config = model.config
+        self.max_seq_len = max_seq_len
+        self.is_delegable = backend is Backend.xnnpack
+        self.model = _with_delegable_norms(model) if self.is_delegable else model
+        dtype = model.norm.weight.dtype
+        cache = CustomSdpaCache if attention is Attention.custom_sdpa else AtenCache
+        shape = (1, max_seq_len, config.num_key_value_heads, config.head_dim)
+        self.caches = nn.ModuleList(cache(shape, dtype) for _ in range(config.num_hidden_layers))
+        cos_1S1d, sin_1S1d = rope_cos_sin(config, torch.arange(max_seq_len)[None], dtype)
+        self.register_buffer("cos_1S1d", cos_1S1d)
+        self.register_buffer("sin_1S1d", sin_1S1d)
+        self.register_buffer("half_turn_dd", _half_turn(config.head_dim).to(dtype))
+
+    def forward(self, tokens: Tensor, start_pos: Tensor, kv_len: Tensor, rows: Tensor) -> Tensor:
+        T = tokens.shape[1]
+        start, seen = start_pos.item(), kv_len.item()
+        torch._check(start >= 0)
+        torch._check(start + T <= self.max_seq_len)
+        torch._check(seen >= start + T)
+        torch._check(seen <= self.max_seq_len)
+        cos_1T1d = self.cos_1S1d.narrow(1, start, T)
+        sin_1T1d = self.sin_1S1d.narrow(1, start, T)
+
+        def rotate(x_1THd: Tensor) -> Tensor:
+            if self.is_delegable:
+                return x_1THd * cos_1T1d + F.linear(x_1THd, self.half_turn_dd) * sin_1T1d
+            return apply_rope(cos_1T1d, sin_1T1d, x_1THd)
+
+        def attend_to(cache: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+            return lambda q_1THd, k_1TGd, v_1TGd: cache(q_1THd, k_1TGd, v_1TGd, start, seen)
+
+        x_1TD = self.model.embed_tokens(tokens)
+        for layer, cache in zip(self.model.layers[:-1], self.caches[:-1], strict=True):
+            x_1TD = layer(x_1TD, rotate, attend_to(cache))
+
+        # After the last attention only the asked rows go on.
+        last, attend_last = self.model.layers[-1], attend_to(self.caches[-1])
+        normed = last.input_layernorm(x_1TD)
+        attended_1KD = last.self_attn(normed, rotate, lambda q, k, v: attend_last(q, k, v)[:, rows])
+        x_1KD = x_1TD[:, rows] + attended_1KD
+        x_1KD = x_1KD + last.mlp(last.post_attention_layernorm(x_1KD))
+        logits: Tensor = self.model.lm_head(self.model.norm(x_1KD))
+        return logits.float()
+
+
+class CustomSdpaCache(nn.Module):
+    """executorch's `update_cache` and `custom_sdpa`, which work on the buffers in place and look at no slot too many."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__()
+        import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401 (registers torch.ops.llama)
+
+        self.register_buffer("k_1SGd", torch.zeros(shape, dtype=dtype))
+        self.register_buffer("v_1SGd", torch.zeros(shape, dtype=dtype))
+
+    def forward(self, q_1THd: Tensor, k_1TGd: Tensor, v_1TGd: Tensor, start: int, seen: int) -> Tensor:
+        torch.ops.llama.update_cache(k_1TGd, self.k_1SGd, start)
+        torch.ops.llama.update_cache(v_1TGd, self.v_1SGd, start)
+        # Not causal and without a mask it sees positions 0 .. its start + T - 1: this start makes that `seen`.
+        out: Tensor = torch.ops.llama.custom_sdpa(
+            q_1THd, self.k_1SGd, self.v_1SGd, seen - q_1THd.shape[1], None, 0.0, False
+        )
+        return out
+
+
+class AtenCache(nn.Module):
+    """The same in plain operators, over the whole cache with a mask."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("k_1SGd", torch.zeros(shape, dtype=dtype))
+        self.register_buffer("v_1SGd", torch.zeros(shape, dtype=dtype))
+
+    def forward(self, q_1THd: Tensor, k_1TGd: Tensor, v_1TGd: Tensor, start: int, seen: int) -> Tensor:
+        T, S = q_1THd.shape[1], self.k_1SGd.shape[1]
+        slots_T = start + torch.arange(T)
+        self.k_1SGd[:, slots_T] = k_1TGd
+        self.v_1SGd[:, slots_T] = v_1TGd
+        mask_1TS = (torch.arange(S) < seen).expand(1, 1, T, S)
+        return attend(q_1THd, self.k_1SGd, self.v_1SGd, mask_1TS)
+
+
+class DelegableRMSNorm(nn.Module):
+    """RMSNorm with the mean as a product with 1/D: XNNPACK takes a linear at a dynamic length, not a mean."""
+
+    def __init__(self, norm: RMSNorm) -> None:
+        super().__init__()
+        dim = norm.weight.numel()
+        self.weight = norm.weight
+        self.eps = norm.eps
+        self.register_buffer("average_1D", torch.full((1, dim), 1.0 / dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(F.linear(wide * wide, self.average_1D) + self.eps)
+        return self.weight * normed.to(x.dtype)
+
+
+def _with_delegable_norms(module: nn.Module) -> DreamEdge:
+    """A copy of the module tree with its norms replaced; every tensor is shared."""
+
+    def replaced(module: nn.Module) -> nn.Module:
+        if isinstance(module, RMSNorm):
+            return DelegableRMSNorm(module)
+        twin = copy.copy(module)
+        twin._modules = {name: child and replaced(child) for name, child in module._modules.items()}
+        return twin
+
+    twin = replaced(module)
+    assert isinstance(twin, DreamEdge)
+    return twin
+
+
+def _half_turn(head_dim: int) -> Tensor:
+    """[d, d]: as a linear's weight it maps (first, second) to (-second, first), exactly."""
+    half = head_dim // 2
+    turn = torch.zeros(head_dim, head_dim)
+    turn[:half, half:] = -torch.eye(half)
+    turn[half:, :half] = torch.eye(half)
+    return turn
+
+
+def export_program(program: StaticProgram, max_rows: int) -> torch.export.ExportedProgram:
+    """`torch.export` with T dynamic in 1..max_seq_len, and K in 1..max_rows."""
+    S = program.max_seq_len
+    T = torch.export.Dim("T", min=1, max=S)
+    K = torch.export.Dim("K", min=1, max=max_rows)
+    # Lengths above 1, or torch.export would take them for constants.
+    n = min(4, S)
+    example = (
+        torch.zeros(1, n, dtype=torch.int64),
+        torch.tensor([0]),
+        torch.tensor([n]),
+        torch.arange(min(n - 1, max_rows)),
+    )
+    # Buffers that are written in place cannot be lowered from a graph with gradients.
+    program.requires_grad_(False)
+    with torch.no_grad():
+        return torch.export.export(
+            program,
+            example,
+            dynamic_shapes={"tokens": {1: T}, "start_pos": None, "kv_len": None, "rows": {0: K}},
+        )
+
+
+def metadata(model: DreamEdge, max_seq_len: int, max_rows: int, attention: Attention) -> dict[str, object]:
+    """The constant methods of the program: what a runner must know of it."""
+    config = model.config
+    return {
+        "get_contract_version": CONTRACT_VERSION,
+        "get_max_seq_len": max_seq_len,
+        "get_max_context_len": max_seq_len,
+        "get_max_rows": max_rows,
+        "get_vocab_size": config.vocab_size,
+        "get_n_layers": config.num_hidden_layers,
+        "get_bos_id": config.bos_token_id,
+        "get_eos_ids": [config.eos_token_id],
+        "get_pad_id": config.pad_token_id,
+        "get_mask_id": config.mask_token_id,
+        "get_block_length": min(32, max_seq_len),
+        "logits_shift": 1,
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": attention is Attention.custom_sdpa,
+        "enable_dynamic_shape": True,
+    }

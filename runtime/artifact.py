@@ -1,0 +1,121 @@
+"""An artifact folder: its manifest, its hashes, and the check that needs nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.figures import ExpectedFormat, Figure, fidelity, program_format, quality, repeatability
+from runtime.format import ProgramFormat, read_format
+from runtime.program import MODEL_FILE
+from runtime.reference import Reference, load_reference
+from runtime.replay import Replay, replay
+
+MANIFEST_FILE = "manifest.json"
+REFERENCE_FILE = "reference.safetensors"
+SCHEMA_VERSION = 1
+
+
+class ArtifactError(RuntimeError):
+    """An artifact folder that is incomplete, was changed, or has a manifest of another version."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """figures: with their bounds. replay: the first of two runs."""
+
+    figures: list[Figure]
+    replay: Replay
+    format: ProgramFormat
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, once every file that it names is as it says. Raises `ArtifactError`."""
+    file = folder / MANIFEST_FILE
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: no such artifact folder")
+    if not file.is_file():
+        raise ArtifactError(f"{folder}: no {MANIFEST_FILE}: not an artifact, or not a whole one")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        version, files = manifest["schema_version"], manifest["files"]
+        expected = {name: (entry["sha256"], entry["bytes"]) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{file}: not a manifest: {type(error).__name__}: {error}") from error
+    if version != SCHEMA_VERSION:
+        raise ArtifactError(f"{file}: schema version {version!r}, this program reads version {SCHEMA_VERSION}")
+    missing = {MODEL_FILE, REFERENCE_FILE} - set(expected)
+    if missing:
+        raise ArtifactError(f"{file}: names no {', '.join(sorted(missing))}")
+    for name, (digest, size) in expected.items():
+        path = folder / name
+        if Path(name).name != name:
+            raise ArtifactError(f"{file}: {name!r} is no file of this folder")
+        if not path.is_file():
+            raise ArtifactError(f"{path}: missing, the manifest names it")
+        if path.stat().st_size != size:
+            raise ArtifactError(f"{path}: {path.stat().st_size} bytes, the manifest says {size}")
+        if sha256(path) != digest:
+            raise ArtifactError(f"{path}: its sha256 is not the manifest's: the file was changed")
+    return manifest  # type: ignore[no-any-return]
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def check_artifact(folder: Path) -> Measured:
+    """Everything that an artifact can show by itself. Raises `ArtifactError`, `ProgramError`, `ReferenceError`."""
+    manifest = read_manifest(folder)
+    reference_file = folder / REFERENCE_FILE
+    bounds, expected = expectations(folder, manifest)
+    return measure(folder / MODEL_FILE, reference_file, load_reference(reference_file), bounds, expected)
+
+
+def expectations(folder: Path, manifest: dict[str, Any]) -> tuple[dict[str, float], ExpectedFormat]:
+    """What the manifest demands of the program."""
+    try:
+        bounds = {name: float(bound) for name, bound in manifest["recipe"]["bounds"].items()}
+        expected = manifest["expected_format"]
+        shapes = {
+            key: tuple((int(rows), int(columns)) for rows, columns in expected[key])
+            for key in ("linear_shapes", "helper_shapes")
+        }
+        return bounds, ExpectedFormat(
+            weight_types=tuple(expected["weight_types"]),
+            outside_ops=tuple(expected["outside_ops"]),
+            linear_shapes=shapes["linear_shapes"],
+            helper_shapes=shapes["helper_shapes"],
+            bytes_per_weight=float(expected["bytes_per_weight"]),
+            planned_memory=float(expected["planned_memory"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{folder / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}") from error
+
+
+def measure(
+    pte: Path, reference_file: Path, reference: Reference, bounds: dict[str, float], expected: ExpectedFormat
+) -> Measured:
+    """Run the program twice over the recorded calls, each time in a new process, and take it apart."""
+    found = read_format(pte)
+    first, second = (replay(pte, reference_file) for _ in range(2))
+    figures = [
+        *fidelity(reference, first, bounds),
+        *quality(reference, first, bounds),
+        *program_format(found, expected),
+        repeatability(first, second),
+    ]
+    return Measured(figures, first, found)
+
+
+def figure_dict(figure: Figure) -> dict[str, Any]:
+    """As the manifest keeps it; JSON has no infinity and no NaN."""
+    entry = asdict(figure) | {"ok": figure.ok}
+    if not math.isfinite(figure.value):
+        entry["value"] = str(figure.value)
+    return entry

@@ -1,0 +1,153 @@
+"""The figures of validation: what a program gave against what eager gave, each with its bound."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runtime.format import ProgramFormat
+from runtime.reference import Expected, Reference
+from runtime.replay import Replay
+
+# Above this, in steps of an activation's int8 grid, no rounding went the other way in any measured call: eager
+# and XNNPACK differ there by float32 rounding alone. See docs/validation.md.
+TIE_MARGIN = 1e-4
+IDENTICAL_DB = 200.0  # stands for "no difference at all"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured value and its bound. where: the case that gave the value."""
+
+    group: str
+    name: str
+    value: float
+    bound: float
+    at_least: bool
+    where: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.value >= self.bound if self.at_least else self.value <= self.bound  # NaN is never ok
+
+    def __str__(self) -> str:
+        relation = "at least" if self.at_least else "at most"
+        where = f" ({self.where})" if self.where else ""
+        return f"{self.group}: {self.name} is {self.value:.6g}, must be {relation} {self.bound:.6g}{where}"
+
+
+def sqnr_db(expected: Tensor, actual: Tensor) -> float:
+    """Signal to noise: 10 log10(sum expected^2 / sum (expected - actual)^2); NaN if anything is not finite."""
+    if not torch.isfinite(actual).all():
+        return math.nan
+    noise = (expected.double() - actual.double()).pow(2).sum().item()
+    signal = expected.double().pow(2).sum().item()
+    if noise == 0:
+        return IDENTICAL_DB
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def fidelity(reference: Reference, replay: Replay, bounds: dict[str, float]) -> list[Figure]:
+    """The program against the same model in eager, call by call; the worst counts."""
+    calls = [(where, sqnr_db(e.eager, actual), e.tie_margin) for where, e, actual in _calls(reference, replay)]
+    worst = _worst((db, where) for where, db, _ in calls)
+    figures = [Figure("fidelity", "fidelity_db", worst[0], bounds["fidelity_db"], True, worst[1])]
+    exact = [(db, where) for where, db, margin in calls if margin > TIE_MARGIN]
+    # Without a call that is free of ties the tight bound would be empty: that is a failure, not a pass.
+    worst = _worst(exact) if exact else (math.nan, "no call is free of rounding ties")
+    where = f"{worst[1]}; {len(exact)} of {len(calls)} calls are free of rounding ties"
+    return [*figures, Figure("fidelity", "fidelity_exact_db", worst[0], bounds["fidelity_exact_db"], True, where)]
+
+
+def quality(reference: Reference, replay: Replay, bounds: dict[str, float]) -> list[Figure]:
+    """The program against the float32 model, over the rows that predict masks of whole sequences."""
+    pairs = [(where, e.float32, actual) for where, e, actual in _calls(reference, replay) if where.startswith("whole")]
+    expected, actual = torch.cat([e for _, e, _ in pairs]), torch.cat([a for _, _, a in pairs])
+    top1 = (expected.argmax(-1) == actual.argmax(-1)).double().mean().item()
+    log_p, log_q = expected.double().log_softmax(-1), actual.double().log_softmax(-1)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
+    cosine = _worst((torch.cosine_similarity(e.double(), a.double(), dim=-1).min().item(), w) for w, e, a in pairs)
+    distance = _worst((-(e - a).abs().max().item(), w) for w, e, a in pairs)
+    return [
+        Figure("quality", "top1_agreement", top1, bounds["top1_agreement"], True, f"{len(expected)} rows"),
+        Figure("quality", "kl_divergence", kl, bounds["kl_divergence"], False, f"mean of {len(expected)} rows"),
+        Figure("quality", "sqnr_db", sqnr_db(expected, actual), bounds["sqnr_db"], True),
+        Figure("quality", "cosine", cosine[0], bounds["cosine"], True, cosine[1]),
+        Figure("quality", "max_abs_diff", -distance[0], bounds["max_abs_diff"], False, distance[1]),
+    ]
+
+
+def repeatability(first: Replay, second: Replay) -> Figure:
+    """Two processes must give the same bits."""
+    differ = [
+        f"{name}/{i}"
+        for name, logits in first.logits.items()
+        for i, tensor in enumerate(logits)
+        if not _same_bits(tensor, second.logits[name][i])
+    ]
+    return Figure("repeatability", "calls_that_differ", len(differ), 0, False, ", ".join(differ[:3]))
+
+
+def program_format(found: ProgramFormat, expected: ExpectedFormat) -> list[Figure]:
+    """Proof of the format: what the bytes of the program hold, against what the recipe promises."""
+    operators = [f"{name} x{n}" for name, n in found.operators.items() if name not in expected.outside_ops]
+    figures = []
+    if expected.outside_ops:
+        figures.append(Figure("format", "unexpected_operators", len(operators), 0, False, ", ".join(operators)))
+    model = Counter(expected.linear_shapes)
+    mine = [w for w in found.linears if w.datatype in expected.weight_types and model[w.shape] > 0]
+    if expected.weight_types:
+        missing = model - Counter(w.shape for w in mine)
+        others = Counter((w.datatype, w.shape) for w in found.linears)
+        for weight_type in expected.weight_types:
+            others -= Counter({(weight_type, shape): n for shape, n in model.items()})
+        surplus = [f"{t} {list(s)}" for t, s in others if s not in expected.helper_shapes or t not in ("fp32", "fp16")]
+        wrong = [f"no {'/'.join(expected.weight_types)} weight of {list(shape)}" for shape in missing] + surplus
+        inputs = [w for w in mine if w.datatype.startswith("q") and w.input_datatype != "qdint8"]
+        wrong += [f"{w.datatype} weight with {w.input_datatype} activations" for w in inputs]
+        figures.append(Figure("format", "wrong_linear_weights", len(wrong), 0, False, "; ".join(wrong[:4])))
+        n_weights = sum(w.shape[0] * w.shape[1] for w in mine)
+        per_weight = sum(w.n_bytes for w in mine) / n_weights if n_weights else math.nan
+        ideal = expected.bytes_per_weight
+        figures.append(
+            Figure("format", "bytes_per_weight", per_weight, 1.01 * ideal, False, f"the recipe's ideal is {ideal:.4f}")
+        )
+    planned = sum(found.planned_memory)
+    figures.append(Figure("format", "planned_memory", planned, expected.planned_memory, False, "bytes"))
+    return figures
+
+
+@dataclass(frozen=True)
+class ExpectedFormat:
+    """What a recipe promises of its program for a model of these sizes.
+
+    weight_types: XNNPACK datatypes of the linear weights, empty without a delegate. outside_ops: what may run
+    outside the delegate, empty if anything may. linear_shapes: (out, in) of every linear layer. helper_shapes:
+    of the float filters that the exported form adds. planned_memory: bytes.
+    """
+
+    weight_types: tuple[str, ...]
+    outside_ops: tuple[str, ...]
+    linear_shapes: tuple[tuple[int, int], ...]
+    helper_shapes: tuple[tuple[int, int], ...]
+    bytes_per_weight: float
+    planned_memory: float
+
+
+def _calls(reference: Reference, replay: Replay) -> Iterator[tuple[str, Expected, Tensor]]:
+    for sequence, expected in zip(reference.sequences, reference.expected, strict=True):
+        for i, (e, actual) in enumerate(zip(expected, replay.logits[sequence.name], strict=True)):
+            yield f"{sequence.name}, call {i}", e, actual
+
+
+def _worst(values: Iterable[tuple[float, str]]) -> tuple[float, str]:
+    return min(values, key=lambda pair: -math.inf if math.isnan(pair[0]) else pair[0])
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.view(torch.int32), b.view(torch.int32))

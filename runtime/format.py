@@ -1,0 +1,118 @@
+"""What is really inside a `.pte`, read back from its bytes: operators, delegates, weights, memory plan."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.program import ProgramError
+
+# Float filters that DreamEdge itself puts beside the model's: the average of a norm, the half turn of RoPE.
+FLOAT_TYPES = {"fp32": 4, "fp16": 2}
+_BITS = {"fp32": 32, "fp16": 16, "qcint8": 8, "qint8": 8, "qbint4": 4, "qcint4": 4}
+
+
+@dataclass(frozen=True)
+class LinearWeight:
+    """Weight of one linear layer inside a delegate. datatype: XNNPACK's name; n_bytes: with its scales."""
+
+    datatype: str
+    shape: tuple[int, int]
+    n_bytes: int
+    input_datatype: str
+
+
+@dataclass(frozen=True)
+class ProgramFormat:
+    """operators: calls outside delegates, by name. planned_memory: bytes of each planned arena."""
+
+    operators: dict[str, int]
+    delegates: tuple[str, ...]
+    delegated_ops: dict[str, int]
+    linears: tuple[LinearWeight, ...]
+    planned_memory: tuple[int, ...]
+
+
+def read_format(pte: Path) -> ProgramFormat:
+    """Raises `ProgramError` if the file cannot be taken apart."""
+    # The only private parts of executorch that we touch: it offers no public reader of a .pte.
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    try:
+        file = deserialize_pte_binary(pte.read_bytes())
+        plan = next(plan for plan in file.program.execution_plan if plan.name == "forward")
+        operators: Counter[str] = Counter()
+        for chain in plan.chains:
+            for instruction in chain.instructions:
+                call = instruction.instr_args
+                if type(call).__name__ == "KernelCall":
+                    operator = plan.operators[call.op_index]
+                    operators[f"{operator.name}.{operator.overload}".rstrip(".")] += 1
+        graphs = [
+            _xnnpack_graph(file.program.backend_delegate_data[delegate.processed.index].data)
+            for delegate in plan.delegates
+            if delegate.id == "XnnpackBackend"
+        ]
+    except ProgramError:
+        raise
+    except Exception as error:
+        raise ProgramError(f"{pte}: cannot be taken apart: {type(error).__name__}: {error}") from error
+    return ProgramFormat(
+        operators=dict(sorted(operators.items())),
+        delegates=tuple(delegate.id for delegate in plan.delegates),
+        delegated_ops=dict(
+            sorted(Counter(n["xnode_union_type"].removeprefix("XNN") for g in graphs for n in g["xnodes"]).items())
+        ),
+        linears=tuple(weight for graph in graphs for weight in _linear_weights(graph)),
+        planned_memory=tuple(plan.non_const_buffer_sizes[1:]),  # the first is reserved and empty
+    )
+
+
+def _xnnpack_graph(payload: bytes) -> dict[str, Any]:
+    """The delegate's own flatbuffer, as executorch's schema and compiler decode it."""
+    from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader, _get_schema_bytes
+    from executorch.exir._serialize._flatbuffer import _flatc_decompile
+
+    header = XNNHeader.from_bytes(bytes(payload[: XNNHeader.EXPECTED_LENGTH]))
+    if not header.is_valid():
+        raise ProgramError("a delegate without an XNNPACK header")
+    with tempfile.TemporaryDirectory() as folder:
+        schema, graph = Path(folder, "schema.fbs"), Path(folder, "graph.bin")
+        schema.write_bytes(_get_schema_bytes())
+        graph.write_bytes(payload[header.flatbuffer_offset : header.flatbuffer_offset + header.flatbuffer_size])
+        _flatc_decompile(folder, str(schema), str(graph), ["--raw-binary"])
+        decoded: dict[str, Any] = json.loads(Path(folder, "graph.json").read_text())
+    return decoded
+
+
+def _linear_weights(graph: dict[str, Any]) -> list[LinearWeight]:
+    values: dict[int, dict[str, Any]] = {}
+    quants: dict[int, dict[str, Any]] = {}
+    for value in graph["xvalues"]:
+        union = value["xvalue_union"]
+        tensor = union.get("tensor_value", union)
+        values[tensor["id_out"]] = tensor
+        quants[tensor["id_out"]] = union.get("quant_params", {})
+    weights = []
+    for node in graph["xnodes"]:
+        if node["xnode_union_type"] != "XNNFullyConnected":
+            continue
+        tensor, quant = (table[node["xnode_union"]["filter_id"]] for table in (values, quants))
+        n_bytes = graph["constant_data"][tensor["constant_buffer_idx"]]["size"]
+        if quant.get("scale_buffer_idx"):
+            n_bytes += graph["constant_data"][quant["scale_buffer_idx"]]["size"]
+        n_bytes += 4 * len(quant.get("scale") or [])
+        out_features, in_features = tensor["dims"]
+        weights.append(
+            LinearWeight(
+                datatype=tensor["datatype"].removeprefix("xnn_datatype_"),
+                shape=(out_features, in_features),
+                n_bytes=n_bytes,
+                input_datatype=values[node["xnode_union"]["input1_id"]]["datatype"].removeprefix("xnn_datatype_"),
+            )
+        )
+    return weights

@@ -1,0 +1,116 @@
+"""Recorded calls and what eager gave for them: `reference.safetensors`, all that validation needs of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+class ReferenceError(RuntimeError):
+    """A reference file that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One `forward`. tokens: int64 [T]. rows: int64 [K]."""
+
+    tokens: Tensor
+    start_pos: int
+    kv_len: int
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Calls in order on one cache. Each sees only positions that the sequence has written."""
+
+    name: str
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Logits float32 [K, vocab] of one call from the same model in eager, and from the float32 model.
+
+    tie_margin: how far the nearest quantized activation is from a rounding tie, in steps of its int8 grid
+    (0..0.5); infinite without quantized activations.
+    """
+
+    eager: Tensor
+    float32: Tensor
+    tie_margin: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompts int64 [N, P] to fill `n_new` masks after, one a call of the greedy sampler."""
+
+    prompts: Tensor
+    n_new: int
+    mask_id: int
+
+
+@dataclass(frozen=True)
+class Reference:
+    """expected[i][j] belongs to sequences[i].calls[j]."""
+
+    sequences: tuple[Sequence, ...]
+    expected: tuple[tuple[Expected, ...], ...]
+    task: Task | None = None
+
+
+def save_reference(reference: Reference, file: Path) -> None:
+    tensors: dict[str, Tensor] = {}
+    listing = []
+    for sequence, expected in zip(reference.sequences, reference.expected, strict=True):
+        calls = []
+        for i, (call, logits) in enumerate(zip(sequence.calls, expected, strict=True)):
+            prefix = f"{sequence.name}/{i}/"
+            tensors[prefix + "tokens"] = call.tokens
+            tensors[prefix + "rows"] = call.rows
+            tensors[prefix + "eager"] = logits.eager.contiguous()
+            tensors[prefix + "float32"] = logits.float32.contiguous()
+            margin = None if logits.tie_margin == float("inf") else logits.tie_margin
+            calls.append({"start_pos": call.start_pos, "kv_len": call.kv_len, "tie_margin": margin})
+        listing.append({"name": sequence.name, "calls": calls})
+    header: dict[str, object] = {"sequences": listing}
+    if reference.task is not None:
+        tensors["task/prompts"] = reference.task.prompts
+        header["task"] = {"n_new": reference.task.n_new, "mask_id": reference.task.mask_id}
+    # Sorted, so that the same content is the same bytes.
+    save_file(
+        {name: tensor.clone() for name, tensor in sorted(tensors.items())},
+        file,
+        metadata={"reference": json.dumps(header)},
+    )
+
+
+def load_reference(file: Path) -> Reference:
+    """Raises `ReferenceError`."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = json.loads(opened.metadata()["reference"])
+            sequences, expected = [], []
+            for entry in header["sequences"]:
+                calls, logits = [], []
+                for i, call in enumerate(entry["calls"]):
+                    prefix = f"{entry['name']}/{i}/"
+                    tokens, rows = opened.get_tensor(prefix + "tokens"), opened.get_tensor(prefix + "rows")
+                    calls.append(Call(tokens, call["start_pos"], call["kv_len"], rows))
+                    margin = float("inf") if call["tie_margin"] is None else call["tie_margin"]
+                    eager, float32 = opened.get_tensor(prefix + "eager"), opened.get_tensor(prefix + "float32")
+                    logits.append(Expected(eager, float32, margin))
+                sequences.append(Sequence(entry["name"], tuple(calls)))
+                expected.append(tuple(logits))
+            task = header.get("task")
+            if task is not None:
+                task = Task(opened.get_tensor("task/prompts").to(torch.int64), task["n_new"], task["mask_id"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ReferenceError(f"{file}: not readable as recorded calls: {error}") from error
+    return Reference(tuple(sequences), tuple(expected), task)

@@ -1,0 +1,109 @@
+"""Run recorded calls through a `.pte` in a process of its own: a crash there is a verdict here.
+
+python -m runtime.replay MODEL.pte REFERENCE.safetensors OUTPUT.safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from runtime.generate import fill_masks
+from runtime.program import Program, ProgramError
+from runtime.reference import Reference, ReferenceError, load_reference
+
+
+@dataclass(frozen=True)
+class Replay:
+    """logits[name of the sequence][i]: float32 [K, vocab]. answers: int64 [N, n_new] of the task, if any.
+
+    peak_rss: bytes, of the process that ran the program.
+    """
+
+    logits: dict[str, list[Tensor]]
+    answers: Tensor | None
+    load_seconds: float
+    run_seconds: float
+    peak_rss: int
+
+
+def replay(pte: Path, reference: Path) -> Replay:
+    """Raises `ProgramError` with the runtime's own words, also when it crashed."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "output.safetensors"
+        command = [sys.executable, "-m", "runtime.replay", str(pte), str(reference), str(output)]
+        # Where this package was found, the child finds it.
+        root = str(Path(__file__).resolve().parent.parent)
+        child = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=root, check=False)
+        if child.returncode < 0:
+            name = signal.Signals(-child.returncode).name
+            raise ProgramError(f"{pte}: the runtime crashed ({name}) while running it")
+        if child.returncode != 0:
+            lines = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
+            raise ProgramError(f"{pte}: {lines[-1]}" if str(pte) not in lines[-1] else lines[-1])
+        logits: dict[str, list[Tensor]] = {}
+        with safe_open(output, framework="pt") as opened:
+            header = json.loads(opened.metadata()["replay"])
+            for name, n_calls in header["sequences"].items():
+                logits[name] = [opened.get_tensor(f"{name}/{i}") for i in range(n_calls)]
+            answers = opened.get_tensor("task/answers") if header["has_task"] else None
+        return Replay(logits, answers, header["load_seconds"], header["run_seconds"], header["peak_rss"])
+
+
+def _run(program: Program, reference: Reference) -> dict[str, Tensor]:
+    outputs: dict[str, Tensor] = {}
+    for sequence in reference.sequences:
+        for i, call in enumerate(sequence.calls):
+            logits = program.forward(call.tokens, call.start_pos, call.kv_len, call.rows)
+            outputs[f"{sequence.name}/{i}"] = logits[0].contiguous().clone()
+    if reference.task is not None:
+        task = reference.task
+        outputs["task/answers"] = torch.stack(
+            [_answer(program, prompt, task.n_new, task.mask_id) for prompt in task.prompts]
+        )
+    return outputs
+
+
+def _answer(program: Program, prompt: Tensor, n_new: int, mask_id: int) -> Tensor:
+    def network(tokens_BT: Tensor) -> Tensor:
+        return program.forward(tokens_BT, 0, tokens_BT.shape[1])
+
+    tokens = torch.cat([prompt, torch.full((n_new,), mask_id)])
+    return fill_masks(network, tokens[None], mask_id)[0, len(prompt) :].contiguous()
+
+
+def main() -> None:
+    pte, reference_file, output = (Path(arg) for arg in sys.argv[1:])
+    try:
+        reference = load_reference(reference_file)
+        started = time.perf_counter()
+        program = Program.open(pte)
+        loaded = time.perf_counter()
+        outputs = _run(program, reference)
+        ended = time.perf_counter()
+    except (ProgramError, ReferenceError, ValueError, OSError) as error:
+        sys.exit(str(error))
+    header = {
+        "sequences": {sequence.name: len(sequence.calls) for sequence in reference.sequences},
+        "has_task": reference.task is not None,
+        "load_seconds": loaded - started,
+        "run_seconds": ended - loaded,
+        "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    save_file(outputs, output, metadata={"replay": json.dumps(header)})
+
+
+if __name__ == "__main__":
+    main()
