@@ -13,9 +13,10 @@ from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from pipeline.config import CONF, explain, is_config_error, load_recipe, recipe_names, register
+from pipeline.config import CONF, check_keys, explain, load_recipe, recipe_names, register
 from pipeline.errors import INTERNAL_ERROR, INTERRUPTED, PipelineError, UsageError
 
 log = logging.getLogger("pipeline")
@@ -37,8 +38,6 @@ def dispatch(command: str, arguments: list[str]) -> int:
         return _fail("interrupted", INTERRUPTED)
     except PipelineError as error:
         return _fail(str(error), error.exit_code)
-    except Exception as error:
-        return _internal(error)
 
 
 def _under_hydra(command: str, arguments: list[str], task: Callable[[Any], None]) -> int:
@@ -51,22 +50,32 @@ def _under_hydra(command: str, arguments: list[str], task: Callable[[Any], None]
 
     def job(config: DictConfig) -> None:
         try:
+            check_keys(config, command)
             missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
             if missing:
                 raise UsageError(f"{missing[0]} is not given: {missing[0]}=...")
-            task(OmegaConf.to_object(config))
+            task(_typed(config, command))
         except PipelineError as error:
             failed.append(_fail(str(error), error.exit_code))
+        except Exception as error:  # noqa: BLE001 (the last resort: a line, not a traceback)
+            failed.append(_internal(error))
 
     try:
         hydra.main(config_path=str(CONF), config_name=command, version_base="1.3")(job)()
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 2
     except Exception as error:
-        if not is_config_error(error):
-            raise
+        # Outside the job there is only Hydra, reading what the user wrote.
         raise UsageError(explain(error, command)) from error
     return failed[0] if failed else 0
+
+
+def _typed(config: DictConfig, command: str) -> Any:
+    """The dataclass of the command. Raises `UsageError`, for example for a key that was deleted."""
+    try:
+        return OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise UsageError(explain(error, command)) from error
 
 
 def _run(config: Any) -> None:

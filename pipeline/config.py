@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException, MissingConfigException
-from omegaconf import MISSING, OmegaConf
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.errors import UsageError
@@ -91,22 +92,37 @@ def explain(error: Exception, command: str) -> str:
         group, _, value = str(error.missing_cfg_file).rpartition("/")
         options = [option for option in error.options or [] if option]
         return f"no {group} {value!r}{_nearest(value, options)}; there are {', '.join(options)}"
-    cause = error.__cause__
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: key=value is expected"
+    first, cause = _first_line(error), error.__cause__
     key = str(getattr(cause, "full_key", None) or getattr(error, "full_key", None) or "")
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if first.startswith("Could not override '"):
         key = first.split("'")[1]
-        detail = str(cause).strip().splitlines()[0] if cause is not None else ""
-        if not detail or "is not in struct" in detail or "not in '" in detail or "No match" in str(error):
-            return f"no key {key!r}{_nearest(key, _keys(command))}"
-        return f"{key}: {detail}"
-    if "is not in struct" in first or "not in '" in first:
-        return f"no key {key!r}{_nearest(key, _keys(command))}"
-    return f"{key}: {first}" if key and not first.startswith(key) else first
+    detail = _first_line(cause) if cause is not None else first
+    if key and (first.startswith("Could not override '") or "is not in struct" in detail or "not in '" in detail):
+        return _no_key(key, command)
+    expected = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", detail)
+    if expected:
+        value, options = expected[1], expected[2].split(", ")
+        return f"{key}: no value {value!r}{_nearest(value, options)}; there are {', '.join(options)}"
+    return f"{key}: {detail}" if key else first
 
 
-def is_config_error(error: Exception) -> bool:
-    return isinstance(error, HydraException | OmegaConfBaseException)
+def check_keys(config: DictConfig, command: str) -> None:
+    """Hydra's `+key=value` adds any key: raises `UsageError` for one that no stage reads."""
+    known = set(_keys(SCHEMAS[command]))
+    for key in _set_keys(config):
+        if key not in known:
+            raise UsageError(_no_key(key, command))
+
+
+def _no_key(key: str, command: str) -> str:
+    return f"no key {key!r}{_nearest(key, _keys(SCHEMAS[command]))}"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _nearest(word: str, words: list[str]) -> str:
@@ -117,17 +133,22 @@ def _nearest(word: str, words: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _keys(command: str) -> list[str]:
+def _keys(schema: type) -> list[str]:
     """Every key that can be set, groups included, with dots."""
+    keys = []
+    for name, hint in get_type_hints(schema).items():
+        keys.append(name)
+        for inner in (hint, *get_args(hint)):
+            if isinstance(inner, type) and is_dataclass(inner):
+                keys += [f"{name}.{key}" for key in _keys(inner)]
+    return keys
 
-    def walk(node: Any, prefix: str) -> list[str]:
-        keys: list[str] = []
-        for key in node:
-            path = f"{prefix}{key}"
-            keys.append(path)
-            child = node._get_node(key)
-            if OmegaConf.is_dict(child) and not child._is_missing() and not child._is_none():
-                keys += walk(child, path + ".")
-        return keys
 
-    return walk(OmegaConf.structured(SCHEMAS[command]), "")
+def _set_keys(config: DictConfig) -> list[str]:
+    keys = []
+    for name in map(str, config):
+        keys.append(name)
+        child = config._get_node(name)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            keys += [f"{name}.{key}" for key in _set_keys(child)]
+    return keys

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -87,9 +87,14 @@ def _config_of(artifact: Path, manifest: dict[str, Any]) -> RunConfig:
             (ExportConfig, manifest["export"]),
             (ValidationConfig, manifest["validation"]),
         ]
-        recipe, task, export_, validation = (
+        recipe, task_config, export_config, validation = (
             OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)) for schema, values in parts
         )
     except Exception as error:
         raise BadArtifactError(f"{artifact / MANIFEST_FILE}: not a manifest: {error}") from error
-    return RunConfig(recipe=recipe, task=task, export=export_, validation=validation)  # type: ignore[arg-type]
+    return RunConfig(
+        recipe=cast(Recipe, recipe),
+        task=cast(TaskConfig, task_config),
+        export=cast(ExportConfig, export_config),
+        validation=cast(ValidationConfig, validation),
+    )

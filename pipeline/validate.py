@@ -124,7 +124,7 @@ def bounds_of(recipe: Recipe) -> dict[str, float]:
 def expected_format(config: DreamEdgeConfig, recipe: Recipe, max_seq_len: int, max_rows: int) -> ExpectedFormat:
     """What the bytes of the program must show for this recipe and these sizes."""
     with torch.device("meta"):
-        shapes = [tuple(m.weight.shape) for m in DreamEdge(config).modules() if isinstance(m, nn.Linear)]
+        shapes = [(m.out_features, m.in_features) for m in DreamEdge(config).modules() if isinstance(m, nn.Linear)]
     D, S, d = config.hidden_size, max_seq_len, config.head_dim
     itemsize = getattr(torch, recipe.dtype.value).itemsize
     caches = 2 * config.num_hidden_layers * S * config.num_key_value_heads * d * itemsize

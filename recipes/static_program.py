@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import DreamEdge
-from model.dream import RMSNorm, apply_rope, attend, rope_cos_sin
+from model.dream import DecoderLayer, RMSNorm, apply_rope, attend, rope_cos_sin
 from recipes.blocks import Attention, Backend
 
 CONTRACT_VERSION = 1
@@ -28,6 +29,10 @@ class StaticProgram(nn.Module):
     For XNNPACK, norms and RoPE are written with the operators that its delegate takes at a dynamic length, so that
     all between two attentions is one delegate. Otherwise the model's own modules are traced.
     """
+
+    cos_1S1d: Tensor
+    sin_1S1d: Tensor
+    half_turn_dd: Tensor
 
     def __init__(self, model: DreamEdge, max_seq_len: int, backend: Backend, attention: Attention) -> None:
         super().__init__()
@@ -46,7 +51,7 @@ class StaticProgram(nn.Module):
 
     def forward(self, tokens: Tensor, start_pos: Tensor, kv_len: Tensor, rows: Tensor) -> Tensor:
         T = tokens.shape[1]
-        start, seen = start_pos.item(), kv_len.item()
+        start, seen = cast(int, start_pos.item()), cast(int, kv_len.item())
         torch._check(start >= 0)
         torch._check(start + T <= self.max_seq_len)
         torch._check(seen >= start + T)
@@ -63,11 +68,13 @@ class StaticProgram(nn.Module):
             return lambda q_1THd, k_1TGd, v_1TGd: cache(q_1THd, k_1TGd, v_1TGd, start, seen)
 
         x_1TD = self.model.embed_tokens(tokens)
-        for layer, cache in zip(self.model.layers[:-1], self.caches[:-1], strict=True):
+        *first, last = cast(list[DecoderLayer], list(self.model.layers))
+        *first_caches, last_cache = self.caches
+        for layer, cache in zip(first, first_caches, strict=True):
             x_1TD = layer(x_1TD, rotate, attend_to(cache))
 
         # After the last attention only the asked rows go on.
-        last, attend_last = self.model.layers[-1], attend_to(self.caches[-1])
+        attend_last = attend_to(last_cache)
         normed = last.input_layernorm(x_1TD)
         attended_1KD = last.self_attn(normed, rotate, lambda q, k, v: attend_last(q, k, v)[:, rows])
         x_1KD = x_1TD[:, rows] + attended_1KD
@@ -77,7 +84,10 @@ class StaticProgram(nn.Module):
 
 
 class CustomSdpaCache(nn.Module):
-    """executorch's `update_cache` and `custom_sdpa`, which work on the buffers in place and look at no slot too many."""
+    """executorch's `update_cache` and `custom_sdpa`: they work in place, and look at no slot too many."""
+
+    k_1SGd: Tensor
+    v_1SGd: Tensor
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         super().__init__()
@@ -99,6 +109,9 @@ class CustomSdpaCache(nn.Module):
 class AtenCache(nn.Module):
     """The same in plain operators, over the whole cache with a mask."""
 
+    k_1SGd: Tensor
+    v_1SGd: Tensor
+
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         super().__init__()
         self.register_buffer("k_1SGd", torch.zeros(shape, dtype=dtype))
@@ -115,6 +128,8 @@ class AtenCache(nn.Module):
 
 class DelegableRMSNorm(nn.Module):
     """RMSNorm with the mean as a product with 1/D: XNNPACK takes a linear at a dynamic length, not a mean."""
+
+    average_1D: Tensor
 
     def __init__(self, norm: RMSNorm) -> None:
         super().__init__()

@@ -61,7 +61,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise ArtifactError(f"{path}: {path.stat().st_size} bytes, the manifest says {size}")
         if sha256(path) != digest:
             raise ArtifactError(f"{path}: its sha256 is not the manifest's: the file was changed")
-    return manifest  # type: ignore[no-any-return]
+    return manifest
 
 
 def sha256(file: Path) -> str:

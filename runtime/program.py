@@ -143,7 +143,7 @@ def _read_metadata(file: Path, program: Any) -> Metadata:
     version = program.load_method("get_contract_version").execute([])[0]
     if version != CONTRACT_VERSION:
         raise ProgramError(
-            f"{file}: made for contract version {version}, this runtime speaks version {CONTRACT_VERSION}: export it anew"
+            f"{file}: made for contract version {version}, this runtime speaks {CONTRACT_VERSION}: export it anew"
         )
     missing = [f.name for f in fields(Metadata) if f.name not in program.method_names]
     if missing:

@@ -1,0 +1,1 @@
+"""The harness: `pytest runtime_tests --artifact DIR` runs it against any artifact folder."""

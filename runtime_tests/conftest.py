@@ -1,0 +1,39 @@
+"""The artifact under test: opened once, measured once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime import Program
+from runtime.artifact import Measured, check_artifact, read_manifest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--artifact", type=Path, help="artifact folder to test")
+
+
+@pytest.fixture(scope="session")
+def artifact(request: pytest.FixtureRequest) -> Path:
+    folder = request.config.getoption("--artifact")
+    if folder is None:
+        raise pytest.UsageError("say which artifact: pytest runtime_tests --artifact DIR")
+    assert isinstance(folder, Path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def manifest(artifact: Path) -> dict[str, Any]:
+    return read_manifest(artifact)
+
+
+@pytest.fixture(scope="session")
+def measured(artifact: Path) -> Measured:
+    return check_artifact(artifact)
+
+
+@pytest.fixture(scope="session")
+def program(artifact: Path) -> Program:
+    return Program.open(artifact)
