@@ -61,16 +61,8 @@ class StaticKVCache:
         if attention_mask is None:
             return self.valid[:, None, None, :].expand(B, 1, T, -1)
         if attention_mask.dim() == 2:
-            if attention_mask.shape != (B, T):
-                raise ValueError(f"a 2-D attention_mask must be {[B, T]}, got {list(attention_mask.shape)}")
             return self.valid[:, None, None, :] & attention_mask.bool()[:, None, :, None]
-        S = attention_mask.shape[-1]
-        if attention_mask.dim() != 4 or attention_mask.shape[1:3] != (1, T) or S > self.max_seq_len:
-            raise ValueError(
-                f"a 4-D attention_mask must be {[B, 1, T]} and up to {self.max_seq_len} positions, "
-                f"got {list(attention_mask.shape)}"
-            )
-        valid = self.valid[:, None, None, :S]
+        valid = self.valid[:, None, None, : attention_mask.shape[-1]]
         if attention_mask.dtype == torch.bool:
             return valid & attention_mask
         return attention_mask.masked_fill(~valid, -torch.inf)

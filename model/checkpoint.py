@@ -52,14 +52,16 @@ def load_hf_model(
     with torch.device("meta"):
         model = DreamEdge(config)
     # Tied weights share one parameter: the state dict lists it twice, the file holds it once.
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if config.tie_word_embeddings:
-        del expected["lm_head.weight"]
+    names = [n for n in model.state_dict() if not (config.tie_word_embeddings and n == "lm_head.weight")]
+    shapes = {hf_name(name): tuple(model.get_parameter(name).shape) for name in names}
     found = _read_tensors(folder)
-    _check(folder, config, expected, found)
-    for name in expected:
-        tensor = found.pop(name)
-        _set_parameter(model, name, tensor.to(device=device, dtype=dtype or tensor.dtype))
+    _check(folder, config, shapes, found)
+    for name in names:
+        stored = found.pop(hf_name(name))
+        tensor = stored.to(device=device, dtype=dtype or stored.dtype)
+        if tensor.dtype != stored.dtype and not _is_finite(tensor):
+            raise CheckpointError(f"{folder}: {hf_name(name)} has values beyond the range of {tensor.dtype}")
+        _set_parameter(model, name, tensor)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
     return model.eval(), "Dream", config
@@ -89,10 +91,11 @@ def weight_files(folder: Path) -> list[Path]:
         hint = f"; {', '.join(pickles)} may hold pickled code and is never opened: convert it" if pickles else ""
         raise CheckpointError(f"{folder}: no {WEIGHTS} and no {INDEX}{hint}")
     names = sorted(set(_weight_map(index).values()))
+    present = {file.name for file in folder.iterdir() if file.is_file()}
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{index}: {name!r} is not a safetensors file of this folder")
-        if not (folder / name).is_file():
+        if name not in present:
             raise CheckpointError(f"{index} names {name}, which is not there")
     return [folder / name for name in names]
 
@@ -115,52 +118,51 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the folder, by module name, as mappings of their files."""
+    """All tensors of the folder, by their names there, as mappings of their files."""
     tensors: dict[str, Tensor] = {}
     files: dict[str, Path] = {}
     for file in weight_files(folder):
         try:
             with safe_open(file, framework="pt") as opened:
                 for key in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    name = key.removeprefix("model.")
-                    if name in tensors:
-                        raise CheckpointError(f"{key} stands in both {files[name].name} and {file.name}")
-                    tensors[name], files[name] = opened.get_tensor(key), file
+                    if key in tensors:
+                        raise CheckpointError(f"{key} stands in both {files[key].name} and {file.name}")
+                    tensors[key], files[key] = opened.get_tensor(key), file
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: damaged or truncated safetensors file: {error}") from error
-    if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
+    if not (folder / WEIGHTS).is_file():
         for key, shard in _weight_map(folder / INDEX).items():
-            held_by = files.get(key.removeprefix("model."))
-            if held_by is None or held_by.name != shard:
+            if key not in files or files[key].name != shard:
                 raise CheckpointError(f"{folder / INDEX} says that {key} is in {shard}, but it is not")
     return tensors
 
 
-def _check(
-    folder: Path, config: DreamEdgeConfig, expected: dict[str, tuple[int, ...]], found: dict[str, Tensor]
-) -> None:
+def _check(folder: Path, config: DreamEdgeConfig, shapes: dict[str, tuple[int, ...]], found: dict[str, Tensor]) -> None:
     """Drops a redundant tied lm_head from `found`; raises `CheckpointError` that lists all that is wrong."""
-    if config.tie_word_embeddings and "lm_head.weight" in found and "embed_tokens.weight" in found:
-        if not torch.equal(found["lm_head.weight"], found["embed_tokens.weight"]):
-            raise CheckpointError(
-                f"{folder}: tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight"
-            )
-        del found["lm_head.weight"]
     wrong = []
-    for name, shape in expected.items():
-        key = hf_name(name)
-        tensor = found.get(name)
+    for key, shape in shapes.items():
+        tensor = found.get(key)
         if tensor is None:
             wrong.append(f"missing: {key} {list(shape)}")
         elif tuple(tensor.shape) != shape:
             wrong.append(f"wrong shape: {key} is {list(tensor.shape)}, the config asks for {list(shape)}")
         elif tensor.dtype not in _STORED_DTYPES:
             wrong.append(f"wrong type: {key} is {tensor.dtype}, expected float32, float16 or bfloat16")
-        elif not all(math.isfinite(end) for end in tensor.aminmax()):  # no mask of the tensor's size is made
+        elif not _is_finite(tensor):
             wrong.append(f"NaN or infinite values: {key}")
-    wrong += [f"surplus: {hf_name(name)} {list(found[name].shape)}" for name in found if name not in expected]
+    head, embedding = found.get("lm_head.weight"), found.get("model.embed_tokens.weight")
+    if config.tie_word_embeddings and head is not None and embedding is not None:
+        if torch.equal(head, embedding):
+            del found["lm_head.weight"]
+        else:
+            wrong.append("tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight")
+    wrong += [f"surplus: {key} {list(found[key].shape)}" for key in found if key not in shapes]
     if wrong:
         raise CheckpointError(f"{folder}: {len(wrong)} wrong tensor(s): " + "; ".join(wrong))
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return all(math.isfinite(end) for end in tensor.aminmax())  # makes no mask of the tensor's size
 
 
 def hf_name(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -46,8 +47,8 @@ class DreamEdgeConfig:
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
         for name in ("rope_theta", "rms_norm_eps"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise ConfigError(f"{name} must be a number above 0, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:
+                raise ConfigError(f"{name} must be a finite number above 0, got {value!r}")
         if not isinstance(self.tie_word_embeddings, bool):
             raise ConfigError(f"tie_word_embeddings must be true or false, got {self.tie_word_embeddings!r}")
         for name in ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id"):
@@ -81,8 +82,10 @@ class DreamEdgeConfig:
                 raise ConfigError(f"unsupported: {name} = {config[name]!r} in the config")
         values = {f.name: config[f.name] for f in fields(cls) if f.name in config}
         rope_parameters = config.get("rope_parameters")
-        if "rope_theta" not in values and isinstance(rope_parameters, Mapping) and "rope_theta" in rope_parameters:
-            values["rope_theta"] = rope_parameters["rope_theta"]
+        if isinstance(rope_parameters, Mapping) and "rope_theta" in rope_parameters:
+            given = values.setdefault("rope_theta", rope_parameters["rope_theta"])
+            if given != rope_parameters["rope_theta"]:
+                raise ConfigError(f"two values of rope_theta: {given!r} and {rope_parameters['rope_theta']!r}")
         # A default of Dream-7B must never stand in for a shape that the file forgot.
         missing = [f.name for f in fields(cls) if f.name not in values and f.name not in _OPTIONAL]
         if missing:
@@ -112,7 +115,8 @@ _SIZES = (
     "num_key_value_heads",
     "max_position_embeddings",
 )
-_OPTIONAL = {"tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id"}
+_OPTIONAL = {"tie_word_embeddings"}  # configs leave it out where it is false
+_LARGEST = sys.float_info.max
 
 
 def _plain_rope(rope: Any) -> bool:
@@ -123,20 +127,29 @@ def _plain_rope(rope: Any) -> bool:
     )
 
 
+def _plain_layers(types: Any) -> bool:
+    return types is None or (isinstance(types, list) and all(kind == "full_attention" for kind in types))
+
+
+def _is_plain_head_dim(config: Mapping[str, Any]) -> bool:
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    return _is_int(hidden) and _is_int(heads) and config["head_dim"] * heads == hidden
+
+
 # Fields that change what the network computes, and when they ask for nothing but plain Dream.
 _SUPPORTED: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "hidden_act": lambda c: c["hidden_act"] == "silu",
     "use_sliding_window": lambda c: not c["use_sliding_window"],
     # Qwen2 configs carry a window size that `use_sliding_window: false` switches off.
     "sliding_window": lambda c: c["sliding_window"] is None or c.get("use_sliding_window") is False,
-    "layer_types": lambda c: c["layer_types"] is None or set(c["layer_types"]) <= {"full_attention"},
+    "layer_types": lambda c: _plain_layers(c["layer_types"]),
     "rope_scaling": lambda c: _plain_rope(c["rope_scaling"]),
     "rope_parameters": lambda c: _plain_rope(c["rope_parameters"]),
     "partial_rotary_factor": lambda c: c["partial_rotary_factor"] in (None, 1, 1.0),
     "use_mrope": lambda c: not c["use_mrope"],
     "attention_bias": lambda c: c["attention_bias"] in (None, True),
     "mlp_bias": lambda c: not c["mlp_bias"],
-    "head_dim": lambda c: c["head_dim"] in (None, c.get("hidden_size", 0) // (c.get("num_attention_heads") or 1)),
+    "head_dim": lambda c: c["head_dim"] is None or _is_plain_head_dim(c),
     "quantization_config": lambda c: not c["quantization_config"],
     "num_experts": lambda c: not c["num_experts"],
     "logit_scale": lambda c: c["logit_scale"] in (None, 1, 1.0),

@@ -130,10 +130,12 @@ class DreamEdge(nn.Module):
             weight = self.embed_tokens.weight
             cache = StaticKVCache(self.config, B, self.config.max_seq_len, dtype=weight.dtype, device=weight.device)
 
+        check_mask(attention_mask, B, T, cache.max_seq_len if cache is not None else None)
+
         x_BTD = self.embed_tokens(input_ids)
         rotate = partial(apply_rope, *rope_cos_sin(self.config, position_ids, x_BTD.dtype))
         if cache is None:
-            mask = visible(attention_mask, B, T, T)
+            mask = visible(attention_mask)
             attends = [partial(attend, mask=mask)] * len(self.layers)
         else:
             tokens = attention_mask.bool() if attention_mask is not None and attention_mask.dim() == 2 else None
@@ -160,20 +162,31 @@ def apply_rope(cos: Tensor, sin: Tensor, x_BTHd: Tensor) -> Tensor:
     return x_BTHd * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def visible(attention_mask: Tensor | None, B: int, T: int, S: int) -> Tensor | None:
-    """The mask of `DreamEdge.forward` as [B or 1, 1, T, S] (bool, or additive float), None if all is seen."""
+def check_mask(attention_mask: Tensor | None, B: int, T: int, max_seq_len: int | None) -> None:
+    """Raises `ValueError` for a mask that is not of `DreamEdge.forward`. max_seq_len: of the cache, if there is one."""
     if attention_mask is None:
-        return None
+        return
+    shape = list(attention_mask.shape)
     if attention_mask.dim() == 2:
-        if attention_mask.shape != (B, T) or S != T:
-            raise ValueError(f"a 2-D attention_mask must be {[B, T]}, got {list(attention_mask.shape)}")
-        tokens = attention_mask.bool()
-        return tokens[:, None, :, None] & tokens[:, None, None, :]
-    if attention_mask.dim() != 4 or attention_mask.shape[0] not in (1, B) or attention_mask.shape[1:] != (1, T, S):
-        raise ValueError(f"a 4-D attention_mask must be {[B, 1, T, S]}, got {list(attention_mask.shape)}")
-    if attention_mask.is_floating_point() or attention_mask.dtype == torch.bool:
+        if shape != [B, T]:
+            raise ValueError(f"a 2-D attention_mask must be {[B, T]}, got {shape}")
+        return
+    if attention_mask.dim() != 4 or shape[0] not in (1, B) or shape[1:3] != [1, T]:
+        raise ValueError(f"a 4-D attention_mask must be [{B}, 1, {T}, positions], got {shape}")
+    if max_seq_len is None and shape[3] != T:
+        raise ValueError(f"a 4-D attention_mask must be {[B, 1, T, T]}, got {shape}")
+    if max_seq_len is not None and not 1 <= shape[3] <= max_seq_len:
+        raise ValueError(f"a 4-D attention_mask must be {[B, 1, T]} and 1 to {max_seq_len} positions, got {shape}")
+    if not attention_mask.is_floating_point() and attention_mask.dtype != torch.bool:
+        raise ValueError(f"a 4-D attention_mask must be bool or additive float, got {attention_mask.dtype}")
+
+
+def visible(attention_mask: Tensor | None) -> Tensor | None:
+    """A mask as [B or 1, 1, T, T] (bool, or additive float): pads neither see nor are seen. None if all is seen."""
+    if attention_mask is None or attention_mask.dim() == 4:
         return attention_mask
-    raise ValueError(f"a 4-D attention_mask must be bool or additive float, got {attention_mask.dtype}")
+    tokens = attention_mask.bool()
+    return tokens[:, None, :, None] & tokens[:, None, None, :]
 
 
 def attend(q_BTHd: Tensor, k_BSGd: Tensor, v_BSGd: Tensor, mask: Tensor | None) -> Tensor:

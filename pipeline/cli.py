@@ -51,9 +51,6 @@ def _under_hydra(command: str, arguments: list[str], task: Callable[[Any], None]
     def job(config: DictConfig) -> None:
         try:
             check_keys(config, command)
-            missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
-            if missing:
-                raise UsageError(f"{missing[0]} is not given: {missing[0]}=...")
             task(_typed(config, command))
         except PipelineError as error:
             failed.append(_fail(str(error), error.exit_code))
@@ -71,8 +68,11 @@ def _under_hydra(command: str, arguments: list[str], task: Callable[[Any], None]
 
 
 def _typed(config: DictConfig, command: str) -> Any:
-    """The dataclass of the command. Raises `UsageError`, for example for a key that was deleted."""
+    """The dataclass of the command. Raises `UsageError` for a key that is missing or was deleted."""
     try:
+        missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
+        if missing:
+            raise UsageError(f"{missing[0]} is not given: {missing[0]}=...")
         return OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise UsageError(explain(error, command)) from error

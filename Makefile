@@ -1,0 +1,26 @@
+PYTHON ?= python3.11
+VENV := .venv
+READY := $(VENV)/.ready
+
+.PHONY: run test lint setup clean
+
+run: $(READY) ## build and validate the int4 program of the bundled checkpoint
+	$(VENV)/bin/python -m pipeline run recipe=int4_xnnpack overwrite=true
+
+test: $(READY) ## all tests
+	$(VENV)/bin/python -m pytest
+
+lint: $(READY) ## style, format and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+setup: $(READY) ## the virtual environment, from the pins
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean: ## remove the environment and what was built
+	rm -rf $(VENV) artifacts

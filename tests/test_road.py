@@ -1,0 +1,128 @@
+"""The road, end to end: every recipe on the bundled checkpoint and on each golden one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import GOLDEN_NAMES, RECIPES, ROOT, Build
+
+from pipeline.config import load_recipe, recipe_names
+from runtime import Program
+from runtime.artifact import read_manifest
+
+
+def test_the_recipes_are_those_tested() -> None:
+    assert recipe_names() == sorted(RECIPES)
+    assert all(load_recipe(name).name == name for name in RECIPES)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("checkpoint", ["dream_sudoku", *GOLDEN_NAMES])
+def test_recipe_builds_a_valid_artifact(build: Build, checkpoint: str, recipe: str) -> None:
+    artifact = build(checkpoint, recipe)
+    manifest = read_manifest(artifact)  # compares every hash
+    assert manifest["recipe"]["name"] == recipe
+    assert manifest["checkpoint"]["name"] == checkpoint
+    figures = {figure["name"]: figure for figure in manifest["figures"]}
+    assert all(figure["ok"] for figure in figures.values())
+    expected = {"fidelity_db", "fidelity_exact_db", "top1_agreement", "planned_memory", "calls_that_differ"}
+    if recipe != "fp32_portable":
+        expected |= {"wrong_linear_weights", "bytes_per_weight", "unexpected_operators"}
+    if checkpoint == "dream_sudoku":
+        expected |= {"solved_percent"}
+        assert (artifact / "tokenizer.json").is_file()
+    assert expected <= set(figures)
+    report = json.loads((artifact / "report.json").read_text())
+    assert report["valid"]
+    assert [stage["name"] for stage in report["stages"]][:5] == ["load", "quantize", "export", "lower", "validate"]
+    assert all(stage["peak_rss"] > 0 for stage in report["stages"])
+    assert Program.open(artifact).metadata.get_max_seq_len == manifest["export"]["max_seq_len"]
+
+
+def test_int4_is_int4(build: Build) -> None:
+    """Read from the bytes of the program: weights are 4 bits with bfloat16 scales, and nothing else."""
+    manifest = read_manifest(build("dream_sudoku", "int4_xnnpack"))
+    sizes, model = manifest["sizes"], manifest["model"]
+    figures = {figure["name"]: figure["value"] for figure in manifest["figures"]}
+    assert figures["bytes_per_weight"] == pytest.approx(4.5 / 8)
+    # One delegate before each attention, and one after the last.
+    assert manifest["delegation"]["delegates"] == model["num_hidden_layers"] + 1
+    assert sizes["program"] < sizes["checkpoint"] / 2
+
+
+def test_same_export_in_another_process_gives_the_same_bytes(build: Build) -> None:
+    """`validate checkpoint=` exports again: here in a process with another hash seed, thread count and time zone."""
+    artifact = build("dream_sudoku", "int4_xnnpack")
+    environment = {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1", "TZ": "Asia/Tokyo", "PATH": "/usr/bin:/bin"}
+    checkpoint = ROOT / "assets" / "dream_sudoku"
+    command = [sys.executable, "-m", "pipeline", "validate", f"artifact={artifact}", f"checkpoint={checkpoint}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "exports_that_differ" in done.stdout
+    assert done.stderr == ""
+
+
+def test_validate_by_itself_and_with_another_checkpoint(
+    build: Build, pipeline: Callable[..., tuple[int, str, str]]
+) -> None:
+    artifact = build("gqa2", "int8_xnnpack")
+    code, out, err = pipeline("validate", f"artifact={artifact}")
+    assert (code, err) == (0, "")
+    assert "fidelity_exact_db" in out
+    code, _, err = pipeline("validate", f"artifact={artifact}", f"checkpoint={ROOT / 'tests/golden/mha-tied'}")
+    assert code == 3
+    assert "is not the checkpoint" in err
+
+
+def test_harness_needs_only_the_runtime(build: Build, tmp_path: Path) -> None:
+    """`pytest runtime_tests` where Hydra, rich, transformers, psutil and tokenizers cannot be imported."""
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    for name in (
+        "hydra",
+        "omegaconf",
+        "rich",
+        "transformers",
+        "psutil",
+        "tokenizers",
+        "hypothesis",
+        "pipeline",
+        "recipes",
+    ):
+        (blocked / f"{name}.py").write_text(f"raise ImportError('{name} is not a dependency of the runtime')\n")
+    report = tmp_path / "junit.xml"
+    artifact = build("gqa2", "int8_xnnpack")
+    code = (
+        f"import sys; sys.path.insert(0, {str(blocked)!r}); import pytest; "
+        f"sys.exit(pytest.main(['runtime_tests', '--artifact', {str(artifact)!r}, '--junitxml', {str(report)!r}, "
+        "'-q', '-p', 'no:hypothesispytest', '-p', 'no:cacheprovider']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'failures="0"' in report.read_text()
+
+
+def test_harness_fails_on_a_changed_artifact(artifact: Path) -> None:
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    manifest["recipe"]["bounds"]["fidelity_db"] = 190  # more than float32 can reach
+    (artifact / "manifest.json").write_text(json.dumps(manifest))
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "runtime_tests",
+        "--artifact",
+        str(artifact),
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "fidelity_db is" in done.stdout
+    assert "must be at least 190" in done.stdout
