@@ -15,8 +15,8 @@ commands:
   recipes   list the recipes
 
 Each command lists its keys with --help. Configuration is Hydra's: `run --cfg job` shows all of it,
-`run --multirun recipe=int4_xnnpack,int8_xnnpack` builds several, and
-eval "$(python -m pipeline run --shell-completion install=bash)" completes keys and values.
+`run --multirun recipe=int4_xnnpack,int8_xnnpack` builds several. The same program is installed as `dreamedge`;
+eval "$(dreamedge --shell-completion install=bash)" completes its commands, keys and values.
 
 exit codes: 0 done, 1 internal error, 2 wrong command, key or value, 3 unusable checkpoint, 4 recipe cannot be
 applied, 5 a figure is out of bounds, 6 damaged artifact or program, 7 output cannot be written, 130 interrupted

@@ -26,6 +26,8 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 def dispatch(command: str, arguments: list[str]) -> int:
     """The exit code. With --multirun, that of the first job that failed."""
     try:
+        if command in ("-sc", "--shell-completion"):
+            return _complete([command, *arguments])
         if command == "recipes":
             return _recipes()
         task = COMMANDS.get(command)
@@ -40,12 +42,14 @@ def dispatch(command: str, arguments: list[str]) -> int:
         return _fail(str(error), error.exit_code)
 
 
-def _under_hydra(command: str, arguments: list[str], task: Callable[[Any], None]) -> int:
+def _under_hydra(
+    command: str, arguments: list[str], task: Callable[[Any], None], program: str = "python -m pipeline"
+) -> int:
     register()
     _quiet()
     # Hydra then raises what it would print; `explain` says it in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [f"pipeline {command}", *arguments]
+    sys.argv = [program, *arguments]
     failed: list[int] = []
 
     def job(config: DictConfig) -> None:
@@ -83,7 +87,7 @@ def _run(config: Any) -> None:
     from pipeline.road import run
     from pipeline.summary import show_run
 
-    console = Console()
+    console = _console()
     display = Display(console)
     with display.live():
         packaged, validated = run(config, display)
@@ -95,22 +99,39 @@ def _validate(config: Any) -> None:
     from pipeline.revalidate import revalidate
     from pipeline.summary import show_figures
 
-    console = Console()
+    console = _console()
     display = Display(console)
     with display.live():
         figures = revalidate(Path(config.artifact), Path(config.checkpoint) if config.checkpoint else None, display)
     show_figures(console, figures)
 
 
+def _complete(arguments: list[str]) -> int:
+    """Hydra's completion knows one program with one config: hand it the line without our command."""
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split()
+    if arguments[-1].startswith("query=") and len(words) + line.endswith(" ") < 3:
+        sys.stdout.write("\n".join([*COMMANDS, "recipes"]) + "\n")
+        return 0
+    command = words[1] if len(words) > 1 and words[1] in COMMANDS else "run"
+    os.environ["COMP_LINE"] = " ".join([*words[:1], *words[2:]]) + " " * line.endswith(" ")
+    return _under_hydra(command, arguments, COMMANDS[command], program="dreamedge")
+
+
 def _recipes() -> int:
     from pipeline.display import table
 
-    listing = table("", "recipe", "what it makes")
-    listing.title = None
+    listing = table(None, "recipe", "what it makes")
     for name in recipe_names():
         listing.add_row(name, load_recipe(name).description)
-    Console().print(listing)
+    _console().print(listing)
     return 0
+
+
+def _console() -> Console:
+    """As wide as the terminal; a log has no width of its own."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
 
 
 COMMANDS: dict[str, Callable[[Any], None]] = {"run": _run, "validate": _validate}
@@ -133,6 +154,7 @@ def _internal(error: Exception) -> int:
 def _quiet() -> None:
     """Torch, torchao and executorch warn about each other and about absent GPUs: nothing that a user can act on."""
     warnings.simplefilter("ignore")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger().setLevel(logging.WARNING)
     for name in ("torchao", "torch.utils._pytree", "executorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

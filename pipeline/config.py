@@ -109,11 +109,15 @@ def explain(error: Exception, command: str) -> str:
 
 
 def check_keys(config: DictConfig, command: str) -> None:
-    """Hydra's `+key=value` adds any key: raises `UsageError` for one that no stage reads."""
-    known = set(_keys(SCHEMAS[command]))
-    for key in _set_keys(config):
+    """Hydra lets a user add (`+key=value`) and delete (`~key`) keys: raises `UsageError` for either."""
+    known = _keys(SCHEMAS[command])
+    given = _set_keys(config)
+    for key in given:
         if key not in known:
             raise UsageError(_no_key(key, command))
+    for key in known:
+        if "." not in key and key not in given:
+            raise UsageError(f"{key} is not given: {key}=...")
 
 
 def _no_key(key: str, command: str) -> str:

@@ -18,6 +18,10 @@ def show_run(console: Console, packaged: Packaged, validated: Validated, stages:
     stored, program = sizes["checkpoint"], sizes["program"]
     facts = table("the program", "what", "value")
     facts.add_row("size", f"{mib(program)}, {program / stored:.2f} of the checkpoint's {mib(stored)}")
+    per_weight = [f for f in validated.figures if f.name == "bytes_per_weight"]
+    facts.add_row(
+        "linear weights", ", ".join(f"{f.value:.4f} bytes each, {f.where}" for f in per_weight) or "in plain float32"
+    )
     outside = sum(delegation["outside"].values())
     inside = sum(delegation["inside"].values())
     facts.add_row("delegation", f"{delegation['delegates']} delegates with {inside} operators, {outside} outside")
@@ -25,22 +29,23 @@ def show_run(console: Console, packaged: Packaged, validated: Validated, stages:
     replay = validated.measured.replay
     facts.add_row("in the runtime", f"loads in {replay.load_seconds:.2f} s, peak {mib(replay.peak_rss)} with Python")
     facts.add_row("stages", ", ".join(f"{s.name} {s.seconds:.1f} s" for s in stages))
-    facts.add_row("peak memory", ", ".join(f"{s.name} {mib(s.peak_rss)}" for s in stages))
+    peak = max(stages, key=lambda stage: stage.peak_rss)
+    facts.add_row("peak memory", f"{mib(peak.peak_rss)}, in {peak.name}")
     console.print(facts)
     console.print(f"artifact: {packaged.folder}", highlight=False, soft_wrap=True)
 
 
 def show_figures(console: Console, figures: list[Figure]) -> None:
     """Raises `ValidationError` after the table if a figure is out of bounds."""
-    listing = table("validation", "group", "figure", "value", "bound", "", "where")
+    listing = table("validation", "", "figure", "value", "bound", "", "where")
     for figure in figures:
         relation = "≥" if figure.at_least else "≤"
         verdict = "ok" if figure.ok else "FAILED"
         listing.add_row(
             figure.group,
             figure.name,
-            f"{figure.value:.4g}",
-            f"{relation} {figure.bound:.4g}",
+            f"{figure.value:.6g}",
+            f"{relation} {figure.bound:.6g}",
             f"[{'green' if figure.ok else 'bold red'}]{verdict}[/]",
             figure.where,
         )

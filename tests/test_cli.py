@@ -1,0 +1,300 @@
+"""What a user can do wrong: one clear line, the documented exit code, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import GOLDEN, ROOT, Build
+from safetensors.torch import load_file, save_file
+
+from pipeline import errors
+from pipeline.__main__ import HELP
+
+Pipeline = Callable[..., tuple[int, str, str]]
+PYTHON = [sys.executable, "-m", "pipeline"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A copy of a golden checkpoint, to be damaged."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(GOLDEN / "gqa2", folder, ignore=shutil.ignore_patterns("cases.*"))
+    return folder
+
+
+@pytest.fixture
+def refused(pipeline: Pipeline, tmp_path: Path) -> Callable[..., str]:
+    """Runs a command that must fail with this exit code and one line, and must leave nothing behind."""
+    before = sorted(tmp_path.iterdir())
+
+    def run(exit_code: int, *arguments: str) -> str:
+        if arguments[0] == "run" and not any(a.startswith("output=") for a in arguments):
+            arguments = (*arguments, f"output={tmp_path / 'made' / 'artifact'}")
+        code, _, err = pipeline(*arguments)
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1, err
+        assert code == exit_code, err
+        made = tmp_path / "made"
+        assert not made.exists() or not list(made.iterdir())
+        assert [p for p in sorted(tmp_path.iterdir()) if p not in before and p != made and p.name.startswith(".")] == []
+        return err
+
+    return run
+
+
+def test_help_answers_without_torch() -> None:
+    code = (
+        "import sys; from pipeline.__main__ import main; code = main(['--help']); "
+        "heavy = {'torch', 'hydra', 'rich', 'executorch'} & set(sys.modules); sys.exit(code or len(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == HELP
+
+
+def test_help_names_every_exit_code() -> None:
+    named = {int(code) for code in re.findall(r"\b(\d+) [a-z]", HELP.partition("exit codes:")[2])}
+    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.PipelineError)]
+    assert named == {0, errors.INTERNAL_ERROR, errors.INTERRUPTED} | {c.exit_code for c in classes}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rn"], ["no command 'rn'", "did you mean 'run'"]),
+        (["run", "recipe=int4_xnnpak"], ["no recipe 'int4_xnnpak'", "did you mean 'int4_xnnpack'", "fp32_portable"]),
+        (["run", "task=sudokus"], ["no task 'sudokus'", "did you mean 'sudoku'"]),
+        (["run", "checkpont=x"], ["no key 'checkpont'", "did you mean 'checkpoint'"]),
+        (["run", "recip=int4_xnnpack"], ["no key 'recip'", "did you mean 'recipe'"]),
+        (["run", "export.max_seqlen=3"], ["no key 'export.max_seqlen'", "did you mean 'export.max_seq_len'"]),
+        (["run", "recipe.linear.group_sz=3"], ["no key 'recipe.linear.group_sz'", "'recipe.linear.group_size'"]),
+        (["run", "+surplus=1"], ["no key 'surplus'"]),
+        (["run", "+recipe.surplus=1"], ["no key 'recipe.surplus'"]),
+        (["run", "~checkpoint"], ["checkpoint is not given"]),
+        (["run", "~recipe.bounds.cosine"], ["recipe.bounds.cosine", "does not support deletion"]),
+        (["run", "export.max_seq_len=abc"], ["export.max_seq_len", "'abc'", "Integer"]),
+        (["run", "overwrite=maybe"], ["overwrite", "'maybe'", "bool"]),
+        (["run", "recipe.backend=xnpack"], ["recipe.backend", "'xnpack'", "did you mean 'xnnpack'"]),
+        (["run", "foo"], ["cannot read 'foo'", "key=value"]),
+        (["run", "=3"], ["Config group"]),
+        (["run", "recipe=[a"], ["cannot read 'recipe=[a'"]),
+        (["run", "--multirun", "recipe=fp32_xnnpack,nope"], ["no recipe 'nope'"]),
+        (["validate"], ["artifact is not given"]),
+        (["validate", "artefact=x"], ["no key 'artefact'", "did you mean 'artifact'"]),
+    ],
+    ids=" ".join,
+)
+def test_wrong_keys_and_values(refused: Callable[..., str], arguments: list[str], words: list[str]) -> None:
+    line = refused(2, *arguments)
+    assert all(word in line for word in words), line
+
+
+def test_cfg_job_prints_the_config_and_builds_nothing(pipeline: Pipeline) -> None:
+    code, out, err = pipeline("run", "--cfg", "job", "recipe=int8_xnnpack")
+    assert (code, err) == (0, "")
+    assert "name: int8_xnnpack" in out
+    assert "weight_bits: 8" in out
+
+
+def test_recipes_are_listed(pipeline: Pipeline) -> None:
+    code, out, _ = pipeline("recipes")
+    assert code == 0
+    assert "int4_xnnpack" in out
+    assert "groups of 32" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "completions"),
+    [
+        ("dreamedge ", {"run", "validate", "recipes"}),
+        ("dreamedge run recipe=int", {"recipe=int4_xnnpack", "recipe=int8_xnnpack"}),
+        ("dreamedge run export.max_", {"export.max_seq_len=", "export.max_rows="}),
+        ("dreamedge validate art", {"artifact="}),
+    ],
+)
+def test_bash_completes(line: str, completions: set[str]) -> None:
+    """As bash does it: the installed function, on what was typed so far."""
+    script = f"""
+        eval "$(dreamedge --shell-completion install=bash)"
+        COMP_LINE={line!r} COMP_POINT={len(line)} COMP_WORDS=({line}) COMP_CWORD={len(line.split()) - (line[-1] != " ")}
+        hydra_bash_completion
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script], env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert set(done.stdout.split()) == completions, done.stderr
+
+
+def test_unusable_checkpoints(refused: Callable[..., str], checkpoint: Path, tmp_path: Path) -> None:
+    """The loader's own tests cover each kind; here the way out: exit code 3, its line, nothing written."""
+    assert "no such folder" in refused(3, "run", f"checkpoint={tmp_path / 'nowhere'}")
+    (tmp_path / "empty").mkdir()
+    assert "no config.json" in refused(3, "run", f"checkpoint={tmp_path / 'empty'}")
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"model_type": "qwen2"}))
+    assert "'qwen2'" in refused(3, "run", f"checkpoint={checkpoint}")
+    (checkpoint / "config.json").write_text(json.dumps(config | {"rope_scaling": {"type": "yarn", "factor": 4}}))
+    assert "rope_scaling" in refused(3, "run", f"checkpoint={checkpoint}")
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    weights = checkpoint / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
+    wrong = dict(tensors)
+    del wrong["model.norm.weight"]
+    wrong["model.surplus"] = torch.zeros(3)
+    wrong["lm_head.weight"] = torch.zeros(2, 2)
+    save_file(wrong, weights)
+    line = refused(3, "run", f"checkpoint={checkpoint}")
+    for words in ("missing: model.norm.weight [64]", "surplus: model.surplus [3]", "lm_head.weight is [2, 2]"):
+        assert words in line
+    save_file(tensors | {"model.norm.weight": torch.full((64,), torch.nan)}, weights)
+    assert "NaN or infinite values: model.norm.weight" in refused(3, "run", f"checkpoint={checkpoint}")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "damaged or truncated" in refused(3, "run", f"checkpoint={checkpoint}")
+    weights.rename(checkpoint / "pytorch_model.bin")
+    assert "never opened" in refused(3, "run", f"checkpoint={checkpoint}")
+
+
+def test_recipes_that_do_not_fit(refused: Callable[..., str]) -> None:
+    gqa2 = f"checkpoint={GOLDEN / 'gqa2'}"
+    line = refused(4, "run", gqa2, "recipe.linear.group_size=64")
+    assert "layers.0.mlp.down_proj is 160 wide, not a multiple of group_size 64" in line
+    assert "group_size must be a multiple of 32" in refused(4, "run", gqa2, "recipe.linear.group_size=16")
+    assert "8-bit weights per channel" in refused(4, "run", gqa2, "recipe.linear.weight_bits=8")
+    assert "max_position_embeddings" in refused(4, "run", gqa2, "export.max_seq_len=131073")
+    assert "export.max_rows" in refused(4, "run", gqa2, "export.max_seq_len=64", "export.max_rows=65")
+
+
+def test_an_artifact_is_not_overwritten(build: Build, refused: Callable[..., str], tmp_path: Path) -> None:
+    artifact = build("gqa2", "fp32_xnnpack")
+    before = (artifact / "manifest.json").read_bytes()
+    line = refused(7, "run", f"checkpoint={GOLDEN / 'gqa2'}", f"output={artifact}")
+    assert "already there" in line
+    assert "overwrite=true" in line
+    assert (artifact / "manifest.json").read_bytes() == before
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("all my work")
+    line = refused(7, "run", f"checkpoint={GOLDEN / 'gqa2'}", f"output={precious}", "overwrite=true")
+    assert "is no artifact" in line
+    assert (precious / "thesis.txt").read_text() == "all my work"
+
+
+def test_out_of_bounds_is_kept_under_another_name(pipeline: Pipeline, tmp_path: Path) -> None:
+    output = tmp_path / "artifact"
+    code, _, err = pipeline(
+        "run",
+        f"checkpoint={GOLDEN / 'gqa2'}",
+        "recipe=fp32_xnnpack",
+        "recipe.bounds.sqnr_db=190",
+        f"output={output}",
+        "export.max_seq_len=64",
+    )
+    assert code == 5
+    assert "sqnr_db is" in err
+    assert "must be at least 190" in err
+    assert not output.exists()
+    failed = tmp_path / "artifact.failed"
+    assert str(failed) in err
+    assert not json.loads((failed / "report.json").read_text())["valid"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["artifact.failed"]
+
+
+def test_output_that_cannot_be_written(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = refused(7, "run", f"checkpoint={GOLDEN / 'gqa2'}", f"output={tmp_path / 'file' / 'artifact'}")
+    assert "cannot be written" in line
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk(pipeline: Pipeline, small_disk: Path) -> None:
+    code, _, err = pipeline(
+        "run",
+        f"checkpoint={GOLDEN / 'gqa2'}",
+        "recipe=fp32_xnnpack",
+        f"output={small_disk / 'artifact'}",
+        "export.max_seq_len=64",
+    )
+    assert code == 7
+    assert "No space left on device" in err
+    assert err.count("\n") == 1
+    assert list(small_disk.iterdir()) == []
+
+
+def test_damaged_artifacts(refused: Callable[..., str], artifact: Path, tmp_path: Path) -> None:
+    assert "no such artifact folder" in refused(6, "validate", f"artifact={tmp_path / 'nowhere'}")
+    pte, manifest_file = artifact / "model.pte", artifact / "manifest.json"
+    whole, manifest = pte.read_bytes(), json.loads(manifest_file.read_text())
+
+    def validate() -> str:
+        return refused(6, "validate", f"artifact={artifact}")
+
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    pte.write_bytes(flipped)
+    assert "its sha256 is not the manifest's" in validate()
+    pte.write_bytes(whole[:-1])
+    assert "the manifest says" in validate()
+    pte.unlink()
+    assert "missing, the manifest names it" in validate()
+    pte.write_bytes(whole)
+    manifest_file.write_text("{")
+    assert "not a manifest" in validate()
+    manifest_file.write_text(json.dumps(manifest | {"schema_version": 99}))
+    assert "schema version 99" in validate()
+    manifest_file.write_text(json.dumps(manifest | {"files": manifest["files"] | {"../x": {"sha256": "", "bytes": 0}}}))
+    assert "is no file of this folder" in validate()
+    manifest_file.unlink()
+    assert "not an artifact, or not a whole one" in validate()
+
+
+def test_a_damaged_program_that_matches_its_hash(refused: Callable[..., str], artifact: Path) -> None:
+    """Somebody made a manifest for a broken file: the runtime's refusal is a line, not a crash."""
+    from runtime.artifact import sha256
+
+    pte, manifest_file = artifact / "model.pte", artifact / "manifest.json"
+    pte.write_bytes(pte.read_bytes()[:-5000])
+    manifest = json.loads(manifest_file.read_text())
+    manifest["files"]["model.pte"] = {"sha256": sha256(pte), "bytes": pte.stat().st_size}
+    manifest_file.write_text(json.dumps(manifest))
+    assert "model.pte" in refused(6, "validate", f"artifact={artifact}")
+
+
+def test_interrupt_ends_cleanly(tmp_path: Path) -> None:
+    output = tmp_path / "artifact"
+    command = [*PYTHON, "run", f"checkpoint={GOLDEN / 'mqa4-sharded'}", f"output={output}"]
+    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    partial = tmp_path / ".artifact.partial"
+    while not partial.exists():
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate()
+    assert run.returncode == 130
+    assert err == "error: interrupted\n"
+    assert list(tmp_path.iterdir()) == []

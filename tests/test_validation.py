@@ -1,0 +1,218 @@
+"""Validation can fail: wrong models, wrong programs and wrong formats are noticed, by the figure that should."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import GOLDEN, Build
+from torch import Tensor
+
+from model import DreamEdge, load_hf_model
+from pipeline.config import load_recipe
+from pipeline.record import TieMargin, record
+from pipeline.tasks import read_prompts, sudoku
+from pipeline.validate import bounds_of, expected_format
+from recipes.quantization import quantize_model
+from runtime.artifact import REFERENCE_FILE
+from runtime.figures import TIE_MARGIN, Figure, fidelity, program_format, quality, repeatability, sqnr_db
+from runtime.format import read_format
+from runtime.reference import Reference, load_reference, save_reference
+from runtime.replay import Replay, replay
+
+Case = tuple[Path, Reference, Replay]
+
+
+def quantized_model(name: str, recipe: str) -> DreamEdge:
+    model, _, _ = load_hf_model(GOLDEN / name, dtype=None)
+    blocks = load_recipe(recipe)
+    for _ in quantize_model(model, blocks.dtype, blocks.linear, blocks.embedding):
+        pass
+    return model
+
+
+@pytest.fixture(scope="module")
+def int4(build: Build) -> Case:
+    artifact = build("gqa2", "int4_xnnpack")
+    reference_file = artifact / REFERENCE_FILE
+    return artifact, load_reference(reference_file), replay(artifact / "model.pte", reference_file)
+
+
+def failing(figures: list[Figure]) -> set[str]:
+    return {figure.name for figure in figures if not figure.ok}
+
+
+def against(case: Case, model: DreamEdge) -> set[str]:
+    """The fidelity figures that fail when the program is held against this model in eager."""
+    _, reference, replayed = case
+    float32, _, _ = load_hf_model(GOLDEN / "gqa2")
+    again = record(model, float32, reference.sequences, None, 256)
+    # The margins of the right model: a wrong one must not choose its own examination.
+    expected = tuple(
+        tuple(dataclasses.replace(new, tie_margin=old.tie_margin) for new, old in zip(*pair, strict=True))
+        for pair in zip(again.expected, reference.expected, strict=True)
+    )
+    recorded = dataclasses.replace(reference, expected=expected)
+    return failing(fidelity(recorded, replayed, bounds_of(load_recipe("int4_xnnpack"))))
+
+
+def test_the_right_model_passes(int4: Case) -> None:
+    assert against(int4, quantized_model("gqa2", "int4_xnnpack")) == set()
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize(
+    "linear", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj"]
+)
+def test_one_wrong_int4_weight_is_noticed(int4: Case, linear: str, layer: int) -> None:
+    """One step of one weight of one matrix."""
+    model = quantized_model("gqa2", "int4_xnnpack")
+    weight = model.get_submodule(f"layers.{layer}.{linear}").weight.qdata  # type: ignore[union-attr]
+    assert isinstance(weight, Tensor)
+    row, column = divmod(int(weight.abs().argmax()), weight.shape[1])
+    weight[row, column] -= int(weight[row, column].sign())
+    assert "fidelity_exact_db" in against(int4, model)
+
+
+def test_a_wrong_scale_and_a_missing_bias_are_noticed(int4: Case) -> None:
+    scaled = quantized_model("gqa2", "int4_xnnpack")
+    scale = scaled.get_submodule("layers.1.mlp.up_proj").weight.scale  # type: ignore[union-attr]
+    scale[3, 0] *= 2  # type: ignore[index,operator]
+    assert "fidelity_exact_db" in against(int4, scaled)
+    unbiased = quantized_model("gqa2", "int4_xnnpack")
+    unbiased.get_submodule("layers.0.self_attn.v_proj").bias.zero_()  # type: ignore[operator,union-attr]
+    assert "fidelity_exact_db" in against(int4, unbiased)
+
+
+def test_wrong_attention_fails_the_long_calls_too(int4: Case) -> None:
+    """No single weight, but a fault of structure: beyond what rounding ties explain."""
+    model = quantized_model("gqa2", "int4_xnnpack")
+    layer = model.layers[0]
+    model.layers[0], model.layers[1] = model.layers[1], layer
+    assert against(int4, model) == {"fidelity_db", "fidelity_exact_db"}
+
+
+def test_calls_free_of_ties_agree_to_float32_rounding(int4: Case) -> None:
+    """What the two bounds of fidelity rest on: far from a tie nothing is lost but float32 rounding."""
+    _, reference, replayed = int4
+    seen = 0
+    for sequence, expected in zip(reference.sequences, reference.expected, strict=True):
+        for call, actual in zip(expected, replayed.logits[sequence.name], strict=True):
+            if call.tie_margin > TIE_MARGIN:
+                assert sqnr_db(call.eager, actual) > 100, sequence.name
+                seen += 1
+    assert seen >= 8
+
+
+def test_tie_margin_sees_a_tie() -> None:
+    model = quantized_model("gqa2", "int8_xnnpack")
+    linear = model.layers[0].self_attn.q_proj  # type: ignore[union-attr]
+    x = torch.zeros(1, 1, 64)
+    x[0, 0, :3] = torch.tensor([-1.0, 1.55, 0.005])  # a step is 0.01: 0.005 lies in the middle
+    with TieMargin(model) as ties:
+        linear(x)  # type: ignore[operator]
+    assert ties.margin < 1e-5
+    x[0, 0, 2] = 0.0062
+    with TieMargin(model) as ties:
+        linear(x)  # type: ignore[operator]
+    assert ties.margin == pytest.approx(0.12, abs=1e-4)
+
+
+def test_quality_figures_fail_for_another_model(int4: Case) -> None:
+    _, reference, replayed = int4
+    bounds = bounds_of(load_recipe("int4_xnnpack"))
+    torch.manual_seed(0)
+    noise = {
+        name: [logits + logits.std() * torch.randn_like(logits) for logits in calls]
+        for name, calls in replayed.logits.items()
+    }
+    noisy = dataclasses.replace(replayed, logits=noise)
+    assert failing(quality(reference, noisy, bounds)) >= {"top1_agreement", "kl_divergence", "sqnr_db", "cosine"}
+
+
+def test_nan_is_never_within_bounds(int4: Case) -> None:
+    _, reference, replayed = int4
+    broken = {name: [logits * torch.nan for logits in calls] for name, calls in replayed.logits.items()}
+    bounds = bounds_of(load_recipe("int4_xnnpack"))
+    figures = fidelity(reference, dataclasses.replace(replayed, logits=broken), bounds)
+    assert failing(figures) == {"fidelity_db", "fidelity_exact_db"}
+
+
+def test_repeatability_sees_one_bit(int4: Case) -> None:
+    _, _, replayed = int4
+    other = {name: [logits.clone() for logits in calls] for name, calls in replayed.logits.items()}
+    name = next(iter(other))
+    other[name][0].view(torch.int32)[0, 0] ^= 1
+    assert repeatability(replayed, replayed).ok
+    figure = repeatability(replayed, dataclasses.replace(replayed, logits=other))
+    assert (figure.value, figure.where) == (1, f"{name}/0")
+
+
+@pytest.mark.parametrize(
+    ("built", "promised", "figures"),
+    [
+        ("int8_xnnpack", "int4_xnnpack", {"wrong_linear_weights", "bytes_per_weight"}),
+        ("fp32_xnnpack", "int4_xnnpack", {"unexpected_operators", "wrong_linear_weights", "bytes_per_weight"}),
+        (
+            "fp32_portable",
+            "fp32_xnnpack",
+            {"unexpected_operators", "wrong_linear_weights", "bytes_per_weight", "planned_memory"},
+        ),
+    ],
+)
+def test_a_program_of_another_recipe_is_found_out(build: Build, built: str, promised: str, figures: set[str]) -> None:
+    artifact = build("gqa2", built)
+    _, _, config = load_hf_model(GOLDEN / "gqa2")
+    expected = expected_format(config, load_recipe(promised), 256, 256)
+    assert failing(program_format(read_format(artifact / "model.pte"), expected)) == figures
+
+
+def test_reference_survives_a_round_trip(int4: Case, tmp_path: Path) -> None:
+    artifact, reference, _ = int4
+    again = tmp_path / REFERENCE_FILE
+    save_reference(reference, again)
+    assert again.read_bytes() == (artifact / REFERENCE_FILE).read_bytes()
+
+
+def test_a_crash_of_the_runtime_is_a_verdict(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from runtime.program import ProgramError
+
+    crashing = tmp_path / "python"
+    crashing.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    crashing.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(crashing))
+    artifact = build("gqa2", "int4_xnnpack")
+    with pytest.raises(ProgramError, match=r"the runtime crashed \(SIGSEGV\)"):
+        replay(artifact / "model.pte", artifact / REFERENCE_FILE)
+
+
+PUZZLE, ANSWER = "1003\n0300\n3210\n4132", "1423\n2341\n3214\n4132"
+
+
+@pytest.mark.parametrize(
+    ("answer", "solves"),
+    [
+        (ANSWER, True),
+        (ANSWER.replace("1423", "1243"), False),  # a column and a box hold a digit twice
+        ("2413\n1342\n3214\n4132", False),  # a given was changed
+        ("1423\n2341\n3214", False),
+        ("1423\n2341\n3214\n4130", False),
+        ("", False),
+        (ANSWER + "\n", False),
+    ],
+)
+def test_the_sudoku_checker(answer: str, solves: bool) -> None:
+    assert sudoku(PUZZLE, answer) == solves
+
+
+def test_broken_prompts_name_their_line(tmp_path: Path) -> None:
+    from pipeline.errors import UsageError
+
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "1"}\n{"prompt": \n')
+    with pytest.raises(UsageError, match="line 2"):
+        read_prompts(file)
