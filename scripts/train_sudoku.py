@@ -1,6 +1,6 @@
 """Train the bundled checkpoint: a small Dream that completes 4x4 sudokus written as text.
 
-    python scripts/train_sudoku.py --output assets/dream_sudoku
+    python scripts/train_sudoku.py --output assets/dream_sudoku --prompts assets/tasks/sudoku.jsonl
 
 The puzzle is four lines of digits, 0 = blank; the answer has the same form and follows directly:
 
@@ -35,6 +35,8 @@ from torch import Tensor
 
 from model import DreamEdge, DreamEdgeConfig
 from model.checkpoint import hf_name
+from pipeline.tasks import sudoku
+from runtime.generate import fill_masks
 
 log = logging.getLogger("train_sudoku")
 
@@ -91,7 +93,7 @@ def is_held_out(puzzle: Tensor) -> bool:
 def puzzles(grids: Tensor, held_out: bool, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """(puzzle, grid), int64 [16] each, without end: a random grid with 2 to 12 random cells blanked."""
     while True:
-        grid = grids[torch.randint(len(grids), (1,), generator=generator).item()]
+        grid = grids[int(torch.randint(len(grids), (1,), generator=generator))]
         n_blanks = int(torch.randint(2, 13, (1,), generator=generator))
         puzzle = grid.clone()
         puzzle[torch.randperm(CELLS, generator=generator)[:n_blanks]] = 0
@@ -151,40 +153,31 @@ def diffusion_loss(model: DreamEdge, tokens_BT: Tensor, generator: torch.Generat
     return (loss_N * weight_N).sum() / (B * (T - TEXT_LEN))
 
 
-@torch.no_grad()
-def solve(model: DreamEdge, prompt_BT: Tensor) -> Tensor:
-    """Fill one token a step, the most confident first: answers int64 [B, 19]. Greedy, no cache."""
-    B = len(prompt_BT)
-    masks = torch.full((B, TEXT_LEN), CONFIG.mask_token_id)
-    tokens = torch.cat([prompt_BT, masks], dim=1)
-    for _ in range(TEXT_LEN):
-        logits, _ = model(tokens)
-        probs = torch.cat([logits[:, :1], logits[:, :-1]], dim=1).softmax(-1)
-        confidence, best = probs.max(-1)
-        position = confidence.masked_fill(tokens != CONFIG.mask_token_id, -1).argmax(-1)
-        tokens[torch.arange(B), position] = best[torch.arange(B), position]
-    return tokens[:, TEXT_LEN:]
+def held_out_puzzles(n: int, seed: int) -> list[str]:
+    """n different puzzles that training never sees."""
+    stream = puzzles(all_grids(), True, torch.Generator().manual_seed(seed))
+    texts: dict[str, None] = {}
+    while len(texts) < n:
+        texts[to_text(next(stream)[0])] = None
+    return list(texts)
 
 
-def share_solved(model: DreamEdge, grids: Tensor, n: int, seed: int) -> float:
-    """Of n held-out puzzles: a filled, valid grid that keeps the givens counts."""
-    generator = torch.Generator().manual_seed(seed)
-    puzzles_N = torch.stack([p for p, _ in itertools.islice(puzzles(grids, True, generator), n)])
-    answers = torch.cat([solve(model, to_tokens(chunk)) for chunk in puzzles_N.split(250)])
-    valid = {to_text(grid) for grid in grids}
-    solved = 0
-    for puzzle, answer in zip(puzzles_N, answers, strict=True):
-        text = "".join(chr(c) for c in answer)
-        kept = all(given in ("0", cell) for given, cell in zip(to_text(puzzle), text, strict=True))
-        solved += text in valid and kept
-    return solved / n
+def share_solved(model: DreamEdge, texts: list[str]) -> float:
+    """Of these puzzles, solved greedily, one token a step: a filled, valid grid that keeps the givens counts."""
+    prompts_NT = torch.tensor([list(text.encode()) for text in texts])
+    masks_NT = torch.full_like(prompts_NT, CONFIG.mask_token_id)
+    filled = [
+        fill_masks(lambda tokens: model(tokens)[0], chunk, CONFIG.mask_token_id)[:, TEXT_LEN:]
+        for chunk in torch.cat([prompts_NT, masks_NT], dim=1).split(250)
+    ]
+    answers = ["".join(map(chr, answer)) for answer in torch.cat(filled).tolist()]
+    return sum(map(sudoku, texts, answers)) / len(texts)
 
 
 def train(args: argparse.Namespace) -> DreamEdge:
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
-    grids = all_grids()
-    stream = puzzles(grids, False, generator)
+    stream = puzzles(all_grids(), False, generator)
     model = DreamEdge(CONFIG)
     init_weights(model)
     decayed = [p for p in model.parameters() if p.dim() == 2]
@@ -220,7 +213,7 @@ def train(args: argparse.Namespace) -> DreamEdge:
             schedule.step()
             progress.update(task, advance=1, description=f"training  loss {loss.item():.4f}")
             if (step + 1) % args.check_every == 0:
-                share = share_solved(model.eval(), grids, 250, seed=step)
+                share = share_solved(model.eval(), held_out_puzzles(250, seed=step))
                 log.info(
                     "step %d: loss %.4f, solves %.1f%% of 250 held-out puzzles", step + 1, loss.item(), 100 * share
                 )
@@ -258,6 +251,7 @@ def _write_json(path: Path, content: dict[str, object]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--prompts", type=Path, required=True, help="file of the 1,000 puzzles of the closing test")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -269,7 +263,9 @@ def main() -> None:
     model = train(args)
     save(model, args.output)
     stored = model.bfloat16().float()  # what the file holds
-    share = share_solved(stored, all_grids(), 1000, seed=2**31)
+    held_out = held_out_puzzles(1000, seed=2**31)
+    args.prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in held_out), encoding="utf-8")
+    share = share_solved(stored, held_out)
     log.info("solves %.1f%% of 1,000 held-out puzzles; %.1f minutes", 100 * share, (time.monotonic() - started) / 60)
 
 

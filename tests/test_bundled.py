@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 
 import pytest
 import torch
-from conftest import BUNDLED, ROOT
 from tokenizers import Tokenizer
 
 from model import load_hf_model
 from pipeline.record import solve_in_eager
 from pipeline.tasks import read_prompts, sudoku
 from runtime.reference import Task
+from scripts import train_sudoku as training
+from tests.checkpoints import BUNDLED, ROOT
 
-sys.path.insert(0, str(ROOT / "scripts"))
-import train_sudoku as training
 
 PROMPTS = ROOT / "assets" / "tasks" / "sudoku.jsonl"
 

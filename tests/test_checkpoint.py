@@ -22,7 +22,16 @@ from model import CheckpointError, ConfigError, DreamEdge, DreamEdgeConfig, load
 GOLDEN = Path(__file__).parent / "golden"
 MAPS = Path("/proc/self/maps")
 NORM = "model.norm.weight"
-REMOVED = object()
+
+
+class Removed:
+    """Stands for a field or tensor that is taken away."""
+
+    def __repr__(self) -> str:
+        return "REMOVED"
+
+
+REMOVED = Removed()
 
 
 def copied(name: str, tmp_path: Path) -> Path:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, Build
 from safetensors.torch import load_file, save_file
 
 from pipeline import errors
 from pipeline.__main__ import HELP
+from tests.checkpoints import GOLDEN, ROOT, Build
 
 Pipeline = Callable[..., tuple[int, str, str]]
 PYTHON = [sys.executable, "-m", "pipeline"]

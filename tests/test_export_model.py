@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, Build
 
 from model import DreamEdgeConfig, load_hf_model
 from pipeline import export_model
 from pipeline.errors import RecipeError
 from runtime import Program
 from runtime.figures import sqnr_db
+from tests.checkpoints import GOLDEN, Build
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 317, 317]])
 

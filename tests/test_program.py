@@ -8,7 +8,6 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 import torch
-from conftest import GOLDEN, GOLDEN_NAMES, Build
 from hypothesis import HealthCheck, given, settings
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from model import DreamEdge, StaticKVCache, load_hf_model
 from recipes import static_program
 from runtime import CONTRACT_VERSION, Program, ProgramError
+from tests.checkpoints import GOLDEN, GOLDEN_NAMES, Build
 
 FLOAT_RECIPES = ("fp32_xnnpack", "fp32_portable")
 

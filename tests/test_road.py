@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import GOLDEN_NAMES, RECIPES, ROOT, Build
 
 from pipeline.config import load_recipe, recipe_names
 from runtime import Program
 from runtime.artifact import read_manifest
+from tests.checkpoints import GOLDEN_NAMES, RECIPES, ROOT, Build
 
 
 def test_the_recipes_are_those_tested() -> None:

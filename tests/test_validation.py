@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, Build
 from torch import Tensor
 
 from model import DreamEdge, load_hf_model
@@ -21,6 +20,7 @@ from runtime.figures import TIE_MARGIN, Figure, fidelity, program_format, qualit
 from runtime.format import read_format
 from runtime.reference import Reference, load_reference, save_reference
 from runtime.replay import Replay, replay
+from tests.checkpoints import GOLDEN, Build
 
 Case = tuple[Path, Reference, Replay]
 

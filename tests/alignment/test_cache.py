@@ -166,8 +166,8 @@ def test_slots_hold_the_keys_and_values_of_their_tokens(network: DreamEdge) -> N
 
     hooks = []
     for i, layer in enumerate(network.layers):
-        hooks.append(layer.self_attn.k_proj.register_forward_hook(keep(given_keys, i)))
-        hooks.append(layer.self_attn.v_proj.register_forward_hook(keep(given_values, i)))
+        hooks.append(layer.get_submodule("self_attn.k_proj").register_forward_hook(keep(given_keys, i)))
+        hooks.append(layer.get_submodule("self_attn.v_proj").register_forward_hook(keep(given_values, i)))
     cache, position_ids = StaticKVCache(network.config, 2, SLOTS), torch.tensor([[3, 11, 0], [7, 2, 15]])
     try:
         network(draw(network, 2, 3), None, position_ids, past_key_values=cache)

@@ -226,6 +226,7 @@ def test_checkpoint(network: DreamEdge, same_logits: SameLogits, seen: str) -> N
     input_ids = draw_tokens(network.config, B, T, 0)
     input_ids[:, 8:] = network.config.mask_token_id
     tokens = torch.ones(B, T, dtype=torch.bool)
+    given_mask: Tensor | None
     if seen == "padded":
         tokens[0, :4] = False
         given_mask, full = tokens.long(), tokens[:, None, :, None] & tokens[:, None, None, :]

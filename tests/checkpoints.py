@@ -1,0 +1,14 @@
+"""Where the checkpoints of the tests are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLED = ROOT / "assets" / "dream_sudoku"
+GOLDEN = Path(__file__).parent / "golden"
+GOLDEN_NAMES = ("gqa2", "mha-tied", "mqa4-sharded")
+RECIPES = ("fp32_xnnpack", "fp16_xnnpack", "int8_xnnpack", "int4_xnnpack", "fp32_portable")
+
+Build = Callable[[str, str], Path]  # (checkpoint name, recipe) -> artifact folder
