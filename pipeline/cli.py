@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,6 @@ def _under_hydra(
     command: str, arguments: list[str], task: Callable[[Any], None], program: str = "python -m pipeline"
 ) -> int:
     register()
-    _quiet()
     # Hydra then raises what it would print; `explain` says it in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [program, *arguments]
@@ -62,7 +62,8 @@ def _under_hydra(
             failed.append(_internal(error))
 
     try:
-        hydra.main(config_path=str(CONF), config_name=command, version_base="1.3")(job)()
+        with _quiet():
+            hydra.main(config_path=str(CONF), config_name=command, version_base="1.3")(job)()
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 2
     except Exception as error:
@@ -151,10 +152,16 @@ def _internal(error: Exception) -> int:
     )
 
 
-def _quiet() -> None:
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Torch, torchao and executorch warn about each other and about absent GPUs: nothing that a user can act on."""
-    warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger().setLevel(logging.WARNING)
     for name in ("torchao", "torch.utils._pytree", "executorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.disable(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

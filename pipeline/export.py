@@ -13,6 +13,8 @@ from pipeline.errors import RecipeError
 from pipeline.quantize import Quantized
 from recipes.static_program import StaticProgram, export_program, metadata
 
+MIN_LENGTH = 4  # shorter programs have no room for the calls that validate them
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -27,14 +29,14 @@ class Exported:
 def lengths(config: DreamEdgeConfig, export: ExportConfig) -> tuple[int, int]:
     """(max_seq_len, max_rows). Raises `RecipeError` for lengths that the model cannot have."""
     max_seq_len = export.max_seq_len if export.max_seq_len is not None else config.max_seq_len
-    if not 2 <= max_seq_len <= config.max_position_embeddings:
+    if not MIN_LENGTH <= max_seq_len <= config.max_position_embeddings:
         raise RecipeError(
-            f"export.max_seq_len {max_seq_len}: must be from 2 to {config.max_position_embeddings}, "
+            f"export.max_seq_len {max_seq_len}: must be from {MIN_LENGTH} to {config.max_position_embeddings}, "
             "the positions that the model knows (max_position_embeddings)"
         )
     max_rows = export.max_rows if export.max_rows is not None else max_seq_len
-    if not 2 <= max_rows <= max_seq_len:
-        raise RecipeError(f"export.max_rows {max_rows}: must be from 2 to max_seq_len, {max_seq_len}")
+    if not MIN_LENGTH <= max_rows <= max_seq_len:
+        raise RecipeError(f"export.max_rows {max_rows}: must be from {MIN_LENGTH} to max_seq_len, {max_seq_len}")
     return max_seq_len, max_rows
 
 

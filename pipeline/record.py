@@ -30,8 +30,8 @@ def prompts_of(loaded: Loaded, task: TaskConfig, validation: ValidationConfig, m
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
-        texts = read_prompts(Path(task.prompts))[:n]
-        return [torch.tensor(tokenizer.encode(text).ids[:room]) for text in texts]
+        encoded = [tokenizer.encode(text).ids[:room] for text in read_prompts(Path(task.prompts))[:n]]
+        return [torch.tensor(ids) for ids in encoded if ids]
     generator = torch.Generator().manual_seed(validation.seed)
     vocab = torch.arange(loaded.config.vocab_size)
     vocab = vocab[vocab != loaded.config.mask_token_id]
@@ -39,60 +39,59 @@ def prompts_of(loaded: Loaded, task: TaskConfig, validation: ValidationConfig, m
     return [vocab[torch.randint(len(vocab), (length,), generator=generator)] for _ in range(validation.n_prompts)]
 
 
-def sequences_of(
-    model: DreamEdge, prompts: list[Tensor], task: TaskConfig, validation: ValidationConfig, S: int, max_rows: int
-) -> tuple[Sequence, ...]:
-    """Every use of the contract on real prompts. `model` (float32) answers them, for the half-written sequences."""
-    mask_id = model.config.mask_token_id
-    generator = torch.Generator().manual_seed(validation.seed)
-    sequences = []
-    for i, prompt in enumerate(prompts[: validation.n_prompts]):
-        P = len(prompt)
-        n_new = min(task.new_tokens, S - P)
-        masked = torch.cat([prompt, torch.full((n_new,), mask_id)])
-        tokens = fill_masks(lambda t: model(t)[0], masked[None], mask_id)[0]
-        # From all masks to few, as generation sees them; the row before a mask predicts it.
-        ratio = 1 - i / validation.n_prompts
-        hidden = torch.rand(n_new, generator=generator) < ratio
-        hidden[int(torch.randint(n_new, (1,), generator=generator))] = True
-        tokens[P:][hidden] = mask_id
-        rows = (hidden.nonzero()[:, 0] + P - 1).clamp_min(0)[:max_rows]
-        sequences.append(Sequence(f"whole-{i:03d}", (Call(tokens, 0, len(tokens), rows),)))
-    prompt = prompts[0]
-    P = len(prompt)
-    B = max(2, min(MAX_BLOCK, S - P))
-    whole = torch.cat([prompt, torch.full((B,), mask_id)])[:S]
-    L = len(whole)
-    P, B = L - B, B
-    half = B // 2
-    other = prompts[-1][:half] if len(prompts[-1]) >= half else whole[:half]
+def whole_sequences(
+    float32: DreamEdge, prompts: list[Tensor], new_tokens: int, settings: ValidationConfig, S: int, max_rows: int
+) -> list[Sequence]:
+    """Prompts with half-written answers, from all masks to few, as generation sees them.
 
-    def all_rows(n: int) -> Tensor:
-        return torch.arange(n)[:max_rows]
+    Rows are those that are read: the one before a mask predicts it. The answers are the float32 model's own.
+    """
+    mask_id = float32.config.mask_token_id
+    generator = torch.Generator().manual_seed(settings.seed)
+    sequences = []
+    for i, prompt in enumerate(prompts[: settings.n_prompts]):
+        n_new = min(new_tokens, S - len(prompt))
+        masked = torch.cat([prompt, torch.full((n_new,), mask_id)])
+        tokens = fill_masks(lambda t: float32(t)[0], masked[None], mask_id)[0]
+        hidden = torch.rand(n_new, generator=generator) < 1 - i / settings.n_prompts
+        hidden[int(torch.randint(n_new, (1,), generator=generator))] = True
+        tokens[len(prompt) :][hidden] = mask_id
+        rows = (hidden.nonzero()[:, 0] + len(prompt) - 1)[:max_rows]
+        sequences.append(Sequence(f"whole-{i:03d}", (Call(tokens, 0, len(tokens), rows),)))
+    return sequences
+
+
+def contract_sequences(prompts: list[Tensor], mask_id: int, S: int, max_rows: int) -> list[Sequence]:
+    """Every other use of the contract, on the first prompt; S, max_seq_len, is at least 4."""
+    L = min(len(prompts[0]) + MAX_BLOCK, S)
+    tokens = torch.cat([prompts[0], torch.full((L,), mask_id)])[:L]
+    P = L - min(MAX_BLOCK, L // 2)  # the block is [P, L)
+    middle = (P + L) // 2
+    other = prompts[-1].repeat(L)[: middle - P]
 
     def block(start: int, tokens: Tensor, kv_len: int) -> Call:
-        return Call(tokens, start, kv_len, all_rows(len(tokens)))
+        return Call(tokens, start, kv_len, torch.arange(len(tokens))[:max_rows])
 
-    prefill = Call(prompt[:P], 0, P, torch.tensor([P - 1]))
-    full = block(0, whole, L)
-    sequences += [
-        Sequence("prefill-then-block", (prefill, block(P, whole[P:], L), block(P, whole[P:], L))),
-        Sequence("rewrite-inside", (full, block(P, other, L), block(P, whole[P : P + half], L))),
-        Sequence("suffix-hidden", (full, block(P, other, P + half), block(P + half, whole[P + half :], L))),
-        Sequence(
-            "rows-subset", (Call(whole, 0, L, torch.tensor([L - 1, 0, L // 2])), Call(whole, 0, L, torch.tensor([1])))
-        ),
-        Sequence("one-token", tuple(block(i, whole[i : i + 1], i + 1) for i in range(4))),
-        Sequence("one-inside", (full, block(P - 1, whole[:1], L), block(0, whole[P : P + 1], L))),
+    def rows(*rows: int) -> Call:
+        return Call(tokens, 0, L, torch.tensor(rows))
+
+    whole, last = block(0, tokens, L), block(P, tokens[P:], L)
+    prefill = Call(tokens[:P], 0, P, torch.tensor([P - 1]))
+    longest = torch.cat([*prompts, torch.full((S,), mask_id)])[:S]
+    spread = torch.linspace(0, S - 1, min(8, max_rows)).long()
+    return [
+        Sequence("prefill-then-block", (prefill, last, last)),
+        Sequence("rewrite-inside", (whole, block(P, other, L), block(P, tokens[P:middle], L))),
+        Sequence("suffix-hidden", (whole, block(P, other, middle), block(middle, tokens[middle:], L))),
+        Sequence("rows-subset", (rows(L - 1, 0, L // 2), rows(1))),
+        Sequence("one-token", tuple(block(i, tokens[i : i + 1], i + 1) for i in range(4))),
+        Sequence("one-inside", (whole, block(P - 1, tokens[:1], L), block(0, tokens[P : P + 1], L))),
+        Sequence("max-length", (Call(longest, 0, S, spread), block(S - 1, longest[-1:], S))),
     ]
-    long = torch.cat([torch.cat(prompts), torch.full((S,), mask_id)])[:S].clone()
-    rows = torch.linspace(0, S - 1, min(8, max_rows)).long()
-    sequences.append(Sequence("max-length", (Call(long, 0, S, rows), Call(long[-1:], S - 1, S, torch.tensor([0])))))
-    return tuple(sequences)
 
 
 @torch.no_grad()
-def short_sequences(model: DreamEdge, prompts: list[Tensor], S: int) -> tuple[Sequence, ...]:
+def short_sequences(model: DreamEdge, prompts: list[Tensor]) -> list[Sequence]:
     """Two to four tokens, chosen so that no activation comes near a rounding tie: here a single wrong weight shows.
 
     In longer calls of a quantized model some activation always sits so near a tie that float32 rounding moves it
@@ -101,14 +100,14 @@ def short_sequences(model: DreamEdge, prompts: list[Tensor], S: int) -> tuple[Se
     found = []
     for i in range(N_SHORT_CANDIDATES):
         prompt = prompts[i % len(prompts)]
-        n = min(2 + i % 3, len(prompt), S)
+        n = min(2 + i % 3, len(prompt))
         start = (i * 5) % (len(prompt) - n + 1)
         call = Call(prompt[start : start + n], 0, n, torch.arange(n))
         with TieMargin(model) as ties:
             _eager(model, StaticKVCache(model.config, 1, n, dtype=model.norm.weight.dtype), call)
         found.append((ties.margin, i, call))
     best = sorted(found, key=lambda candidate: -candidate[0])[:N_SHORT]
-    return tuple(Sequence(f"short-{k:02d}", (call,)) for k, (_, _, call) in enumerate(best))
+    return [Sequence(f"short-{k:02d}", (call,)) for k, (_, _, call) in enumerate(best)]
 
 
 @torch.no_grad()

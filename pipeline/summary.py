@@ -28,17 +28,19 @@ def show_run(console: Console, packaged: Packaged, validated: Validated, stages:
     facts.add_row("memory plan", f"{mib(sum(manifest['memory_plan']))}, caches included")
     replay = validated.measured.replay
     facts.add_row("in the runtime", f"loads in {replay.load_seconds:.2f} s, peak {mib(replay.peak_rss)} with Python")
-    facts.add_row("stages", ", ".join(f"{s.name} {s.seconds:.1f} s" for s in stages))
-    peak = max(stages, key=lambda stage: stage.peak_rss)
-    facts.add_row("peak memory", f"{mib(peak.peak_rss)}, in {peak.name}")
     console.print(facts)
+    costs = table("the stages", "stage", "seconds", "peak memory of the process")
+    for stage in stages:
+        costs.add_row(stage.name, f"{stage.seconds:.1f}", mib(stage.peak_rss))
+    console.print(costs)
     console.print(f"artifact: {packaged.folder}", highlight=False, soft_wrap=True)
 
 
 def show_figures(console: Console, figures: list[Figure]) -> None:
     """Raises `ValidationError` after the table if a figure is out of bounds."""
     listing = table("validation", "", "figure", "value", "bound", "", "where")
-    for figure in figures:
+    groups = list(dict.fromkeys(figure.group for figure in figures))
+    for figure in sorted(figures, key=lambda figure: groups.index(figure.group)):
         relation = "≥" if figure.at_least else "≤"
         verdict = "ok" if figure.ok else "FAILED"
         listing.add_row(

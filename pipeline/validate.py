@@ -15,7 +15,15 @@ from pipeline.errors import BadArtifactError
 from pipeline.load import Loaded
 from pipeline.lower import Lowered
 from pipeline.quantize import Quantized
-from pipeline.record import prompts_of, record, sequences_of, short_sequences, solve_in_eager, task_of
+from pipeline.record import (
+    contract_sequences,
+    prompts_of,
+    record,
+    short_sequences,
+    solve_in_eager,
+    task_of,
+    whole_sequences,
+)
 from pipeline.tasks import CHECKERS
 from recipes.blocks import Backend, LinearQuant, Recipe
 from runtime.artifact import Measured, measure
@@ -92,8 +100,11 @@ def make_reference(
 ) -> tuple[Reference, Tensor | None]:
     """The recorded calls with what eager gives, and the float32 model's answers to the task."""
     prompts = prompts_of(loaded, task_config, settings, max_seq_len)
-    sequences = sequences_of(float32, prompts, task_config, settings, max_seq_len, max_rows)
-    sequences += short_sequences(model, prompts, max_seq_len)
+    sequences = (
+        *whole_sequences(float32, prompts, task_config.new_tokens, settings, max_seq_len, max_rows),
+        *contract_sequences(prompts, float32.config.mask_token_id, max_seq_len, max_rows),
+        *short_sequences(model, prompts),
+    )
     task = task_of(loaded, prompts, task_config, max_seq_len)
     answers = solve_in_eager(float32, task) if task is not None else None
     return record(model, float32, sequences, task, max_seq_len), answers

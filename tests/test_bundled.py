@@ -9,13 +9,12 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from model import load_hf_model
+from model import DreamEdge, load_hf_model
 from pipeline.record import solve_in_eager
 from pipeline.tasks import read_prompts, sudoku
 from runtime.reference import Task
 from scripts import train_sudoku as training
 from tests.checkpoints import BUNDLED, ROOT
-
 
 PROMPTS = ROOT / "assets" / "tasks" / "sudoku.jsonl"
 
@@ -88,7 +87,7 @@ def test_the_special_tokens_are_the_configs() -> None:
 def test_training_learns() -> None:
     """The loss of the script, on a fixed batch: one step down its gradient lowers it."""
     torch.manual_seed(0)
-    model = training.DreamEdge(training.CONFIG)
+    model = DreamEdge(training.CONFIG)
     training.init_weights(model)
     stream = training.puzzles(training.all_grids(), False, torch.Generator().manual_seed(0))
     batch = list(itertools.islice(stream, 16))
@@ -102,5 +101,5 @@ def test_training_learns() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             assert parameter.grad is not None
-            parameter -= 0.01 * parameter.grad
+            parameter.sub_(0.01 * parameter.grad)
         assert loss() < before

@@ -82,7 +82,9 @@ def test_a_wrong_scale_and_a_missing_bias_are_noticed(int4: Case) -> None:
     scale[3, 0] *= 2  # type: ignore[index,operator]
     assert "fidelity_exact_db" in against(int4, scaled)
     unbiased = quantized_model("gqa2", "int4_xnnpack")
-    unbiased.get_submodule("layers.0.self_attn.v_proj").bias.zero_()  # type: ignore[operator,union-attr]
+    bias = unbiased.get_submodule("layers.0.self_attn.v_proj").bias
+    assert isinstance(bias, Tensor)
+    bias.zero_()
     assert "fidelity_exact_db" in against(int4, unbiased)
 
 

@@ -1,0 +1,104 @@
+"""What the documents show is what the commands print, and what they name exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pipeline.__main__ import HELP
+from pipeline.config import RunConfig, _keys, recipe_names
+from runtime.artifact import read_manifest
+from tests.checkpoints import ROOT, Build
+
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_help_is_the_commands() -> None:
+    assert HELP in blocks(README, "text")
+
+
+def test_the_recipes_are_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.__main__ import main
+
+    main(["recipes"])
+    printed = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    shown = [[line.strip() for line in block.splitlines() if line.strip()] for block in blocks(README, "text")]
+    assert printed in shown
+
+
+def test_the_run_shows_each_figure_with_its_bound(build: Build) -> None:
+    shown = next(block for block in blocks(README, "text") if "fidelity_exact_db" in block)
+    figures = read_manifest(build("dream_sudoku", "int4_xnnpack"))["figures"]
+    rows = {words[1]: words for words in map(str.split, shown.splitlines()) if len(words) > 4 and words[3] in "≥≤"}
+    assert set(rows) == {figure["name"] for figure in figures}
+    for figure in figures:
+        assert rows[figure["name"]][4] == f"{figure['bound']:.6g}", figure["name"]
+        assert rows[figure["name"]][5] == "ok"
+        # A figure may differ from machine to machine, but not by much.
+        assert float(rows[figure["name"]][2]) == pytest.approx(figure["value"], rel=0.2, abs=1e-3), figure["name"]
+
+
+def test_every_figure_is_explained(build: Build) -> None:
+    page = (ROOT / "docs" / "validation.md").read_text()
+    for figure in read_manifest(build("dream_sudoku", "int4_xnnpack"))["figures"]:
+        assert f"`{figure['name']}`" in page
+
+
+def test_commands_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    keys = set(_keys(RunConfig)) | {"artifact"}
+    for page in PAGES:
+        for line in "\n".join(blocks(page.read_text(), "sh")).splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["make"]:
+                assert words[1] in targets
+            if words[1:3] == ["-m", "pipeline"]:
+                assert words[3] in ("run", "validate", "recipes")
+                assert {word.partition("=")[0] for word in words[4:]} <= keys
+
+
+def test_the_example_recipe_is_one() -> None:
+    from omegaconf import OmegaConf
+
+    from recipes.blocks import Recipe
+
+    (example,) = blocks((ROOT / "docs" / "recipes.md").read_text(), "yaml")
+    recipe = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.create(example))
+    assert recipe.name not in recipe_names()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/artifact.md", "docs/cache.md"])
+def test_python_runs_as_shown(build: Build, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "assets").symlink_to(ROOT / "assets")
+    (tmp_path / "artifacts").mkdir()
+    artifact = build("dream_sudoku", "int4_xnnpack")
+    (tmp_path / "artifacts" / artifact.name).symlink_to(artifact)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"tokens": [49, 48, 48, 51, 10]}
+    for code in blocks((ROOT / page).read_text(), "python"):
+        exec(code, names)
+    if page == "README.md":
+        assert (tmp_path / "model.pte").is_file()
+
+
+def test_exit_codes_are_documented() -> None:
+    from pipeline import errors
+
+    page = (ROOT / "docs" / "exit-codes.md").read_text()
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", page, flags=re.MULTILINE)}
+    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.PipelineError)]
+    assert documented == {0, errors.INTERNAL_ERROR, errors.INTERRUPTED} | {c.exit_code for c in classes}
