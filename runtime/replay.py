@@ -1,6 +1,6 @@
 """Run recorded calls through a `.pte` in a process of its own: a crash there is a verdict here.
 
-python -m runtime.replay MODEL.pte REFERENCE.safetensors OUTPUT.safetensors
+python -m runtime.replay MODEL.pte REFERENCE.safetensors OUTPUT.safetensors [--solve]
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from runtime.generate import fill_masks
 from runtime.program import Program, ProgramError
-from runtime.reference import Reference, ReferenceError, load_reference
+from runtime.reference import Reference, ReferenceError, Task, load_reference
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,19 @@ class Replay:
     peak_rss: int
 
 
-def replay(pte: Path, reference: Path) -> Replay:
-    """Raises `ProgramError` with the runtime's own words, also when it crashed."""
+def replay(pte: Path, reference: Path, solve: bool = True) -> Replay:
+    """solve: also answer the task's prompts. Raises `ProgramError` with the runtime's words, also when it crashed."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output.safetensors"
-        command = [sys.executable, "-m", "runtime.replay", str(pte), str(reference), str(output)]
+        command = [
+            sys.executable,
+            "-m",
+            "runtime.replay",
+            str(pte),
+            str(reference),
+            str(output),
+            *(["--solve"] * solve),
+        ]
         # Where this package was found, the child finds it.
         root = str(Path(__file__).resolve().parent.parent)
         child = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=root, check=False)
@@ -62,17 +70,15 @@ def replay(pte: Path, reference: Path) -> Replay:
         return Replay(logits, answers, header["load_seconds"], header["run_seconds"], header["peak_rss"])
 
 
-def _run(program: Program, reference: Reference) -> dict[str, Tensor]:
+def _run(program: Program, reference: Reference, task: Task | None) -> dict[str, Tensor]:
     outputs: dict[str, Tensor] = {}
     for sequence in reference.sequences:
         for i, call in enumerate(sequence.calls):
             logits = program.forward(call.tokens, call.start_pos, call.kv_len, call.rows)
             outputs[f"{sequence.name}/{i}"] = logits[0].contiguous().clone()
-    if reference.task is not None:
-        task = reference.task
-        outputs["task/answers"] = torch.stack(
-            [_answer(program, prompt, task.n_new, task.mask_id) for prompt in task.prompts]
-        )
+    if task is not None:
+        answers = [_answer(program, prompt, task.n_new, task.mask_id) for prompt in task.prompts]
+        outputs["task/answers"] = torch.stack(answers)
     return outputs
 
 
@@ -85,19 +91,20 @@ def _answer(program: Program, prompt: Tensor, n_new: int, mask_id: int) -> Tenso
 
 
 def main() -> None:
-    pte, reference_file, output = (Path(arg) for arg in sys.argv[1:])
+    pte, reference_file, output = (Path(arg) for arg in sys.argv[1:4])
     try:
         reference = load_reference(reference_file)
+        task = reference.task if "--solve" in sys.argv[4:] else None
         started = time.perf_counter()
         program = Program.open(pte)
         loaded = time.perf_counter()
-        outputs = _run(program, reference)
+        outputs = _run(program, reference, task)
         ended = time.perf_counter()
     except (ProgramError, ReferenceError, ValueError, OSError) as error:
         sys.exit(str(error))
     header = {
         "sequences": {sequence.name: len(sequence.calls) for sequence in reference.sequences},
-        "has_task": reference.task is not None,
+        "has_task": task is not None,
         "load_seconds": loaded - started,
         "run_seconds": ended - loaded,
         "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
