@@ -18,6 +18,7 @@ lint: $(READY) ## style, format and types
 setup: $(READY) ## the virtual environment, from the pins
 
 $(READY): pyproject.toml constraints.txt
+	@echo "setting up $(VENV), which takes a minute or two"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@

@@ -20,7 +20,6 @@ from rich.console import Console
 from pipeline.config import CONF, check_keys, explain, load_recipe, recipe_names, register
 from pipeline.errors import INTERNAL_ERROR, INTERRUPTED, PipelineError, UsageError
 
-log = logging.getLogger("pipeline")
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from model import CheckpointError, ConfigError, DreamEdge, DreamEdgeConfig, load_hf_model
 from model.checkpoint import INDEX, weight_files
 from pipeline.errors import InputError
+from runtime.artifact import sha256
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -50,8 +50,3 @@ def load(folder: Path) -> Loaded:
         digests={file.name: sha256(file) for file in hashed},
         tokenizer_files=tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file()),
     )
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import RecipeError
 from pipeline.export import Exported
@@ -16,6 +17,7 @@ class Lowered:
     pte: Path
     max_seq_len: int
     max_rows: int
+    metadata: dict[str, Any]
 
 
 def lower(exported: Exported, recipe: Recipe, pte: Path) -> Lowered:
@@ -26,7 +28,7 @@ def lower(exported: Exported, recipe: Recipe, pte: Path) -> Lowered:
         raise RecipeError(f"recipe {recipe.name} cannot be lowered: {_first_line(error)}") from error
     with pte.open("wb") as file:
         program.write_to_file(file)
-    return Lowered(pte, exported.max_seq_len, exported.max_rows)
+    return Lowered(pte, exported.max_seq_len, exported.max_rows, exported.constant_methods)
 
 
 def _first_line(error: Exception) -> str:

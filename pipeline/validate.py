@@ -71,7 +71,7 @@ def validate(
     )
     save_reference(reference, reference_file)
     report("model.pte in the ExecuTorch runtime, twice")
-    expected = expected_format(loaded.config, quantized.recipe, lowered.max_seq_len, lowered.max_rows)
+    expected = expected_format(loaded.config, quantized.recipe, lowered)
     try:
         measured = measure(lowered.pte, reference_file, reference, bounds_of(quantized.recipe), expected)
     except ProgramError as error:
@@ -132,15 +132,15 @@ def bounds_of(recipe: Recipe) -> dict[str, float]:
     return {name: float(value) for name, value in vars(recipe.bounds).items()}
 
 
-def expected_format(config: DreamEdgeConfig, recipe: Recipe, max_seq_len: int, max_rows: int) -> ExpectedFormat:
+def expected_format(config: DreamEdgeConfig, recipe: Recipe, lowered: Lowered) -> ExpectedFormat:
     """What the bytes of the program must show for this recipe and these sizes."""
     with torch.device("meta"):
         shapes = [(m.out_features, m.in_features) for m in DreamEdge(config).modules() if isinstance(m, nn.Linear)]
-    D, S, d = config.hidden_size, max_seq_len, config.head_dim
+    D, S, d = config.hidden_size, lowered.max_seq_len, config.head_dim
     itemsize = getattr(torch, recipe.dtype.value).itemsize
     caches = 2 * config.num_hidden_layers * S * config.num_key_value_heads * d * itemsize
     # What lives at once between two delegates: x, q, k, v, the attention's output, positions; and the logits.
-    activations = 6 * S * D * itemsize + 4 * max_rows * config.vocab_size
+    activations = 6 * S * D * itemsize + 4 * lowered.max_rows * config.vocab_size
     return ExpectedFormat(
         weight_types=tuple(recipe.weight_types),
         outside_ops=tuple(recipe.outside_ops),
@@ -148,6 +148,7 @@ def expected_format(config: DreamEdgeConfig, recipe: Recipe, max_seq_len: int, m
         helper_shapes=((1, D), (d, d)) if recipe.backend is Backend.xnnpack else (),
         bytes_per_weight=ideal_bytes_per_weight(shapes, recipe.linear, itemsize),
         planned_memory=recipe.bounds.planned_memory * (caches + activations),
+        metadata=lowered.metadata,
     )
 
 

@@ -41,6 +41,8 @@ class StaticProgram(nn.Module):
         self.is_delegable = backend is Backend.xnnpack
         self.model = _with_delegable_norms(model) if self.is_delegable else model
         dtype = model.norm.weight.dtype
+        if attention is Attention.custom_sdpa:
+            import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401 (registers torch.ops.llama)
         cache = CustomSdpaCache if attention is Attention.custom_sdpa else AtenCache
         shape = (1, max_seq_len, config.num_key_value_heads, config.head_dim)
         self.caches = nn.ModuleList(cache(shape, dtype) for _ in range(config.num_hidden_layers))
@@ -83,18 +85,20 @@ class StaticProgram(nn.Module):
         return logits.float()
 
 
-class CustomSdpaCache(nn.Module):
-    """executorch's `update_cache` and `custom_sdpa`: they work in place, and look at no slot too many."""
+class CacheBuffers(nn.Module):
+    """Keys and values of one layer, [1, max_seq_len, kv heads, head_dim]: planned into the program's memory once."""
 
     k_1SGd: Tensor
     v_1SGd: Tensor
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         super().__init__()
-        import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401 (registers torch.ops.llama)
-
         self.register_buffer("k_1SGd", torch.zeros(shape, dtype=dtype))
         self.register_buffer("v_1SGd", torch.zeros(shape, dtype=dtype))
+
+
+class CustomSdpaCache(CacheBuffers):
+    """executorch's `update_cache` and `custom_sdpa`: they work in place, and look at no slot too many."""
 
     def forward(self, q_1THd: Tensor, k_1TGd: Tensor, v_1TGd: Tensor, start: int, seen: int) -> Tensor:
         torch.ops.llama.update_cache(k_1TGd, self.k_1SGd, start)
@@ -106,16 +110,8 @@ class CustomSdpaCache(nn.Module):
         return out
 
 
-class AtenCache(nn.Module):
+class AtenCache(CacheBuffers):
     """The same in plain operators, over the whole cache with a mask."""
-
-    k_1SGd: Tensor
-    v_1SGd: Tensor
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        super().__init__()
-        self.register_buffer("k_1SGd", torch.zeros(shape, dtype=dtype))
-        self.register_buffer("v_1SGd", torch.zeros(shape, dtype=dtype))
 
     def forward(self, q_1THd: Tensor, k_1TGd: Tensor, v_1TGd: Tensor, start: int, seen: int) -> Tensor:
         T, S = q_1THd.shape[1], self.k_1SGd.shape[1]

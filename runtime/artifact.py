@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.figures import ExpectedFormat, Figure, fidelity, program_format, quality, repeatability
+from runtime.figures import ExpectedFormat, Figure, fidelity, metadata, program_format, quality, repeatability
 from runtime.format import ProgramFormat, read_format
 from runtime.program import MODEL_FILE
 from runtime.reference import Reference, load_reference
@@ -93,6 +93,7 @@ def expectations(folder: Path, manifest: dict[str, Any]) -> tuple[dict[str, floa
             helper_shapes=shapes["helper_shapes"],
             bytes_per_weight=float(expected["bytes_per_weight"]),
             planned_memory=float(expected["planned_memory"]),
+            metadata=dict(expected["metadata"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{folder / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}") from error
@@ -108,6 +109,7 @@ def measure(
         *fidelity(reference, first, bounds),
         *quality(reference, first, bounds),
         *program_format(found, expected),
+        metadata(first, expected),
         repeatability(first, second),
     ]
     return Measured(figures, first, found)

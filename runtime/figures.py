@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,6 +94,13 @@ def repeatability(first: Replay, second: Replay) -> Figure:
     return Figure("repeatability", "calls_that_differ", len(differ), 0, False, ", ".join(differ[:3]))
 
 
+def metadata(replay: Replay, expected: ExpectedFormat) -> Figure:
+    """What the program says of itself, against what it was made with."""
+    names = sorted(replay.metadata.keys() | expected.metadata.keys())
+    wrong = [name for name in names if replay.metadata.get(name) != expected.metadata.get(name)]
+    return Figure("format", "wrong_metadata", len(wrong), 0, False, ", ".join(wrong))
+
+
 def program_format(found: ProgramFormat, expected: ExpectedFormat) -> list[Figure]:
     """Proof of the format: what the bytes of the program hold, against what the recipe promises."""
     operators = [f"{name} x{n}" for name, n in found.operators.items() if name not in expected.outside_ops]
@@ -128,7 +136,7 @@ class ExpectedFormat:
 
     weight_types: XNNPACK datatypes of the linear weights, empty without a delegate. outside_ops: what may run
     outside the delegate, empty if anything may. linear_shapes: (out, in) of every linear layer. helper_shapes:
-    of the float filters that the exported form adds. planned_memory: bytes.
+    of the float filters that the exported form adds. planned_memory: bytes. metadata: the constant methods.
     """
 
     weight_types: tuple[str, ...]
@@ -137,6 +145,7 @@ class ExpectedFormat:
     helper_shapes: tuple[tuple[int, int], ...]
     bytes_per_weight: float
     planned_memory: float
+    metadata: dict[str, Any]
 
 
 def _calls(reference: Reference, replay: Replay) -> Iterator[tuple[str, Expected, Tensor]]:

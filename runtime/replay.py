@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -29,7 +30,7 @@ from runtime.reference import Reference, ReferenceError, Task, load_reference
 class Replay:
     """logits[name of the sequence][i]: float32 [K, vocab]. answers: int64 [N, n_new] of the task, if any.
 
-    peak_rss: bytes, of the process that ran the program.
+    peak_rss: bytes, of the process that ran the program. metadata: the program's constant methods.
     """
 
     logits: dict[str, list[Tensor]]
@@ -37,6 +38,7 @@ class Replay:
     load_seconds: float
     run_seconds: float
     peak_rss: int
+    metadata: dict[str, Any]
 
 
 def replay(pte: Path, reference: Path, solve: bool = True) -> Replay:
@@ -67,7 +69,8 @@ def replay(pte: Path, reference: Path, solve: bool = True) -> Replay:
             for name, n_calls in header["sequences"].items():
                 logits[name] = [opened.get_tensor(f"{name}/{i}") for i in range(n_calls)]
             answers = opened.get_tensor("task/answers") if header["has_task"] else None
-        return Replay(logits, answers, header["load_seconds"], header["run_seconds"], header["peak_rss"])
+        measured = (header[key] for key in ("load_seconds", "run_seconds", "peak_rss", "metadata"))
+        return Replay(logits, answers, *measured)
 
 
 def _run(program: Program, reference: Reference, task: Task | None) -> dict[str, Tensor]:
@@ -107,6 +110,7 @@ def main() -> None:
         "has_task": task is not None,
         "load_seconds": loaded - started,
         "run_seconds": ended - loaded,
+        "metadata": asdict(program.metadata),
         "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     save_file(outputs, output, metadata={"replay": json.dumps(header)})

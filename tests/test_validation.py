@@ -11,12 +11,13 @@ from torch import Tensor
 
 from model import DreamEdge, load_hf_model
 from pipeline.config import load_recipe
+from pipeline.lower import Lowered
 from pipeline.record import TieMargin, record
 from pipeline.tasks import read_prompts, sudoku
 from pipeline.validate import bounds_of, expected_format
 from recipes.quantization import quantize_model
-from runtime.artifact import REFERENCE_FILE
-from runtime.figures import TIE_MARGIN, Figure, fidelity, program_format, quality, repeatability, sqnr_db
+from runtime.artifact import REFERENCE_FILE, expectations, read_manifest
+from runtime.figures import TIE_MARGIN, Figure, fidelity, metadata, program_format, quality, repeatability, sqnr_db
 from runtime.format import read_format
 from runtime.reference import Reference, load_reference, save_reference
 from runtime.replay import Replay, replay
@@ -167,8 +168,17 @@ def test_repeatability_sees_one_bit(int4: Case) -> None:
 def test_a_program_of_another_recipe_is_found_out(build: Build, built: str, promised: str, figures: set[str]) -> None:
     artifact = build("gqa2", built)
     _, _, config = load_hf_model(GOLDEN / "gqa2")
-    expected = expected_format(config, load_recipe(promised), 256, 256)
+    expected = expected_format(config, load_recipe(promised), Lowered(artifact, 256, 256, {}))
     assert failing(program_format(read_format(artifact / "model.pte"), expected)) == figures
+
+
+def test_wrong_metadata_is_named(int4: Case) -> None:
+    artifact, _, replayed = int4
+    _, expected = expectations(artifact, read_manifest(artifact))
+    assert metadata(replayed, expected).ok
+    wrong = dataclasses.replace(replayed, metadata=replayed.metadata | {"get_mask_id": 0, "logits_shift": 0})
+    figure = metadata(wrong, expected)
+    assert (figure.value, figure.where) == (2, "get_mask_id, logits_shift")
 
 
 def test_reference_survives_a_round_trip(int4: Case, tmp_path: Path) -> None:
