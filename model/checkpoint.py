@@ -49,12 +49,16 @@ def load_hf_model(
         threads = _physical_cores()
         torch.set_num_threads(threads)
         log.info("torch uses %d threads, one for each physical core", threads)
+    found = _read_tensors(folder)
+    if config.num_hidden_layers > len(found):
+        raise CheckpointError(
+            f"{folder}: the config asks for {config.num_hidden_layers} layers, the files hold {len(found)} tensors"
+        )
     with torch.device("meta"):
         model = DreamEdge(config)
     # Tied weights share one parameter: the state dict lists it twice, the file holds it once.
     names = [n for n in model.state_dict() if not (config.tie_word_embeddings and n == "lm_head.weight")]
     shapes = {hf_name(name): tuple(model.get_parameter(name).shape) for name in names}
-    found = _read_tensors(folder)
     _check(folder, config, shapes, found)
     for name in names:
         stored = found.pop(hf_name(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 HELP = """\
@@ -14,7 +15,7 @@ commands:
   validate  check an artifact again  artifact=DIR [checkpoint=DIR]
   recipes   list the recipes
 
-Each command lists its keys with --help. Configuration is Hydra's: `run --cfg job` shows all of it,
+`run --help` and `validate --help` list the keys. Configuration is Hydra's: `run --cfg job` shows all of it,
 `run --multirun recipe=int4_xnnpack,int8_xnnpack` builds several. The same program is installed as `dreamedge`;
 eval "$(dreamedge --shell-completion install=bash)" completes its commands, keys and values.
 
@@ -28,6 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(HELP)
         return 0 if arguments else 2
+    # A scheduler ends a run with SIGTERM: it is cleaned up after as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     from pipeline.cli import dispatch
 
     return dispatch(arguments[0], arguments[1:])

@@ -23,12 +23,19 @@ from pipeline.errors import INTERNAL_ERROR, INTERRUPTED, PipelineError, UsageErr
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
+# Hydra's flags that make sense here; its others change which files are the configuration.
+FLAGS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--package", "-p", "--resolve", "--multirun", "-m"}
+FLAGS |= {"--shell-completion", "-sc"}
+
+
 def dispatch(command: str, arguments: list[str]) -> int:
     """The exit code. With --multirun, that of the first job that failed."""
     try:
         if command in ("-sc", "--shell-completion"):
             return _complete([command, *arguments])
         if command == "recipes":
+            if arguments:
+                raise UsageError(f"recipes takes no arguments, got {arguments[0]!r}")
             return _recipes()
         task = COMMANDS.get(command)
         if task is None:
@@ -45,6 +52,9 @@ def dispatch(command: str, arguments: list[str]) -> int:
 def _under_hydra(
     command: str, arguments: list[str], task: Callable[[Any], None], program: str = "python -m pipeline"
 ) -> int:
+    for argument in arguments:
+        if argument.startswith("-") and argument.partition("=")[0] not in FLAGS:
+            raise UsageError(f"no flag {argument!r}; there are {', '.join(sorted(FLAGS))}")
     register()
     # Hydra then raises what it would print; `explain` says it in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import tempfile
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -66,6 +67,7 @@ def register() -> None:
         ConfigStore.instance().store(name=f"{command}_schema", node=schema)
     # A path of this repository, wherever the command is run.
     OmegaConf.register_new_resolver("root", lambda path: str(ROOT / path), replace=True)
+    OmegaConf.register_new_resolver("tmp", tempfile.gettempdir, replace=True)
     OmegaConf.register_new_resolver("basename", lambda path: Path(path).resolve().name, replace=True)
 
 

@@ -41,6 +41,7 @@ def load(folder: Path) -> Loaded:
         files = weight_files(folder)
     except (CheckpointError, ConfigError, OSError) as error:
         raise InputError(str(error)) from error
+    _check_tokenizer(folder / "tokenizer.json")
     hashed = [folder / "config.json", *files, *([folder / INDEX] if (folder / INDEX).is_file() else [])]
     return Loaded(
         model=model,
@@ -50,3 +51,14 @@ def load(folder: Path) -> Loaded:
         digests={file.name: sha256(file) for file in hashed},
         tokenizer_files=tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file()),
     )
+
+
+def _check_tokenizer(file: Path) -> None:
+    if not file.is_file():
+        return
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_file(str(file))
+    except Exception as error:
+        raise InputError(f"{file}: not a tokenizer: {error}") from error

@@ -36,9 +36,13 @@ class Packaged:
 @contextmanager
 def staging(output: Path, overwrite: bool) -> Iterator[Path]:
     """A folder beside `output` to write into; gone at the end, unless `place` renamed it. Raises `OutputError`."""
-    if output.exists() and not overwrite:
+    try:
+        is_there = output.exists()
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise OutputError(f"output {output} cannot be written: {error.strerror or error}") from error
+    if is_there and not overwrite:
         raise OutputError(f"output {output} is already there: choose another, or give overwrite=true")
-    if output.exists() and not (output / MANIFEST_FILE).is_file():
+    if is_there and not (output / MANIFEST_FILE).is_file():
         raise OutputError(f"output {output} is there and is no artifact: it is not overwritten")
     folder = output.with_name(f".{output.name}.partial")
     try:

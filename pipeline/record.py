@@ -9,13 +9,31 @@ from torch import Tensor, nn
 
 from model import DreamEdge, StaticKVCache
 from pipeline.config import TaskConfig, ValidationConfig
+from pipeline.errors import UsageError
 from pipeline.load import Loaded
-from pipeline.tasks import read_prompts
+from pipeline.tasks import CHECKERS, read_prompts
 from runtime.generate import fill_masks
 from runtime.reference import Call, Expected, Reference, Sequence, Task
 
 MAX_BLOCK = 32
-N_SHORT, N_SHORT_CANDIDATES = 12, 96
+MIN_PROMPTS = 8
+N_SHORT, N_SHORT_CANDIDATES = 5, 48  # of each kind
+
+
+def check_settings(task: TaskConfig, settings: ValidationConfig) -> None:
+    """Before the long work. Raises `UsageError` for settings that nothing can be validated with."""
+    if settings.n_prompts < MIN_PROMPTS:
+        raise UsageError(f"validation.n_prompts {settings.n_prompts}: at least {MIN_PROMPTS} make a figure of quality")
+    if not 0 <= settings.seed < 2**63:
+        raise UsageError(f"validation.seed {settings.seed}: must be from 0 to 2**63 - 1")
+    if task.new_tokens < 1:
+        raise UsageError(f"task.new_tokens {task.new_tokens}: must be at least 1")
+    if task.n_solve < 0:
+        raise UsageError(f"task.n_solve {task.n_solve}: must be at least 0")
+    if task.n_solve and task.name not in CHECKERS:
+        raise UsageError(f"task.name {task.name!r}: nothing checks its answers; there are {', '.join(CHECKERS)}")
+    if task.prompts is not None:
+        read_prompts(Path(task.prompts))
 
 
 def prompts_of(loaded: Loaded, task: TaskConfig, validation: ValidationConfig, max_seq_len: int) -> list[Tensor]:
@@ -92,22 +110,36 @@ def contract_sequences(prompts: list[Tensor], mask_id: int, S: int, max_rows: in
 
 @torch.no_grad()
 def short_sequences(model: DreamEdge, prompts: list[Tensor]) -> list[Sequence]:
-    """Two to four tokens, chosen so that no activation comes near a rounding tie: here a single wrong weight shows.
+    """A few tokens, chosen so that no activation comes near a rounding tie: here a single wrong weight shows.
 
     In longer calls of a quantized model some activation always sits so near a tie that float32 rounding moves it
-    to another integer, and one such step drowns the effect of a wrong weight. See docs/validation.md.
+    to another integer, and one such step drowns the effect of a wrong weight. See docs/validation.md. Three kinds:
+    two to four tokens at once; two tokens, then more after them; four tokens, then some of them again.
     """
-    found = []
+    found: dict[str, list[tuple[float, tuple[Call, ...]]]] = {"short": [], "short-append": [], "short-rewrite": []}
     for i in range(N_SHORT_CANDIDATES):
-        prompt = prompts[i % len(prompts)]
-        n = min(2 + i % 3, len(prompt))
-        start = (i * 5) % (len(prompt) - n + 1)
-        call = Call(prompt[start : start + n], 0, n, torch.arange(n))
-        with TieMargin(model) as ties:
-            _eager(model, StaticKVCache(model.config, 1, n, dtype=model.norm.weight.dtype), call)
-        found.append((ties.margin, i, call))
-    best = sorted(found, key=lambda candidate: -candidate[0])[:N_SHORT]
-    return [Sequence(f"short-{k:02d}", (call,)) for k, (_, _, call) in enumerate(best)]
+        tokens = prompts[i % len(prompts)].roll(-5 * i).repeat(4)[:4]
+        n, m = 2 + i % 3, 1 + i % 2
+
+        def call(tokens: Tensor, start: int, kv_len: int) -> Call:
+            return Call(tokens, start, kv_len, torch.arange(len(tokens)))
+
+        kinds = {
+            "short": (call(tokens[:n], 0, n),),
+            "short-append": (call(tokens[:2], 0, 2), call(tokens[2 : 2 + m], 2, 2 + m)),
+            "short-rewrite": (call(tokens, 0, 4), call(tokens[:m], 1, 4)),
+        }
+        for kind, calls in kinds.items():
+            cache = StaticKVCache(model.config, 1, 4, dtype=model.norm.weight.dtype)
+            with TieMargin(model) as ties:
+                for made in calls:
+                    _eager(model, cache, made)
+            found[kind].append((ties.margin, calls))
+    return [
+        Sequence(f"{kind}-{k:02d}", calls)
+        for kind, candidates in found.items()
+        for k, (_, calls) in enumerate(sorted(candidates, key=lambda c: -c[0])[:N_SHORT])
+    ]
 
 
 @torch.no_grad()

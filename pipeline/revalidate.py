@@ -16,6 +16,7 @@ from pipeline.export import export
 from pipeline.load import load
 from pipeline.lower import lower
 from pipeline.quantize import quantize
+from pipeline.record import check_settings
 from pipeline.validate import Solved, share_solved, solved_figure, validate
 from recipes.blocks import Recipe
 from runtime.artifact import (
@@ -42,19 +43,26 @@ def revalidate(artifact: Path, checkpoint: Path | None, display: Display) -> lis
             return _against_checkpoint(artifact, manifest, checkpoint, display)
         with display.stage("validate"):
             measured = check_artifact(artifact)
-        figures = list(measured.figures)
-        recorded, task = manifest.get("solved"), load_reference(artifact / REFERENCE_FILE).task
-        if recorded and task is not None and measured.replay.answers is not None:
-            share = share_solved(artifact, recorded["task"], task, measured.replay.answers)
-            solved = Solved(recorded["task"], recorded["n"], recorded["float32"], share)
-            figures.append(solved_figure(solved, manifest["recipe"]["bounds"]["solved_drop"]))
-        return figures
+        task = load_reference(artifact / REFERENCE_FILE).task
+        if task is None:
+            return measured.figures
+        recorded = manifest["solved"]
+        assert measured.replay.answers is not None
+        share = share_solved(artifact, recorded["task"], task, measured.replay.answers)
+        solved = Solved(recorded["task"], recorded["n"], recorded["float32"], share)
+        return [*measured.figures, solved_figure(solved, manifest["recipe"]["bounds"]["solved_drop"])]
     except (ArtifactError, ProgramError, ReferenceError) as error:
         raise BadArtifactError(str(error)) from error
+    except (KeyError, TypeError, ValueError) as error:
+        # What a changed manifest can make go wrong anywhere above.
+        raise BadArtifactError(
+            f"{artifact / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _against_checkpoint(artifact: Path, manifest: dict[str, Any], checkpoint: Path, display: Display) -> list[Figure]:
     config = _config_of(artifact, manifest)
+    check_settings(config.task, config.validation)
     with display.stage("load"):
         loaded = load(checkpoint)
         if loaded.digests != manifest["checkpoint"]["sha256"]:
@@ -80,7 +88,7 @@ def _config_of(artifact: Path, manifest: dict[str, Any]) -> RunConfig:
     try:
         task = dict(manifest["task"])
         if task["prompts"] is not None:
-            task["prompts"] = str(ROOT / "assets" / "tasks" / task["prompts"])
+            task["prompts"] = str(ROOT / "assets" / "tasks" / Path(task["prompts"]).name)
         parts = [
             (Recipe, manifest["recipe"]),
             (TaskConfig, task),

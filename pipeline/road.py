@@ -12,6 +12,7 @@ from pipeline.load import load
 from pipeline.lower import lower
 from pipeline.package import Packaged, package, place, place_failed, staging
 from pipeline.quantize import quantize
+from pipeline.record import check_settings
 from pipeline.validate import Validated, validate
 from runtime.artifact import REFERENCE_FILE
 from runtime.program import MODEL_FILE
@@ -19,7 +20,8 @@ from runtime.program import MODEL_FILE
 
 def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
     """Raises `PipelineError`; nothing is left at `config.output` then."""
-    output = Path(config.output)
+    output = Path(config.output).resolve()
+    check_settings(config.task, config.validation)
     with staging(output, config.overwrite) as folder:
         with display.stage("load"):
             loaded = load(Path(config.checkpoint))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from rich.console import Console
 
 from pipeline.display import StageStats, mib, table
@@ -33,7 +35,7 @@ def show_run(console: Console, packaged: Packaged, validated: Validated, stages:
     for stage in stages:
         costs.add_row(stage.name, f"{stage.seconds:.1f}", mib(stage.peak_rss))
     console.print(costs)
-    console.print(f"artifact: {packaged.folder}", highlight=False, soft_wrap=True)
+    console.print(f"artifact: {os.path.relpath(packaged.folder)}", highlight=False, soft_wrap=True)
 
 
 def show_figures(console: Console, figures: list[Figure]) -> None:

@@ -18,6 +18,8 @@ from runtime.replay import Replay, replay
 MANIFEST_FILE = "manifest.json"
 REFERENCE_FILE = "reference.safetensors"
 SCHEMA_VERSION = 1
+# The bounds of a recipe that decide without a task.
+BOUNDS = ("fidelity_db", "fidelity_exact_db", "top1_agreement", "kl_divergence", "sqnr_db", "cosine", "max_abs_diff")
 
 
 class ArtifactError(RuntimeError):
@@ -36,15 +38,19 @@ class Measured:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest, once every file that it names is as it says. Raises `ArtifactError`."""
     file = folder / MANIFEST_FILE
-    if not folder.is_dir():
+    try:
+        is_folder, is_file = folder.is_dir(), file.is_file()
+    except OSError as error:
+        raise ArtifactError(f"{folder}: cannot be read: {error.strerror}") from error
+    if not is_folder:
         raise ArtifactError(f"{folder}: no such artifact folder")
-    if not file.is_file():
+    if not is_file:
         raise ArtifactError(f"{folder}: no {MANIFEST_FILE}: not an artifact, or not a whole one")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         version, files = manifest["schema_version"], manifest["files"]
         expected = {name: (entry["sha256"], entry["bytes"]) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{file}: not a manifest: {type(error).__name__}: {error}") from error
     if version != SCHEMA_VERSION:
         raise ArtifactError(f"{file}: schema version {version!r}, this program reads version {SCHEMA_VERSION}")
@@ -80,23 +86,29 @@ def check_artifact(folder: Path) -> Measured:
 def expectations(folder: Path, manifest: dict[str, Any]) -> tuple[dict[str, float], ExpectedFormat]:
     """What the manifest demands of the program."""
     try:
-        bounds = {name: float(bound) for name, bound in manifest["recipe"]["bounds"].items()}
+        bounds = {name: _finite(manifest["recipe"]["bounds"][name]) for name in BOUNDS}
         expected = manifest["expected_format"]
         shapes = {
             key: tuple((int(rows), int(columns)) for rows, columns in expected[key])
             for key in ("linear_shapes", "helper_shapes")
         }
         return bounds, ExpectedFormat(
-            weight_types=tuple(expected["weight_types"]),
-            outside_ops=tuple(expected["outside_ops"]),
+            weight_types=tuple(map(str, expected["weight_types"])),
+            outside_ops=tuple(map(str, expected["outside_ops"])),
             linear_shapes=shapes["linear_shapes"],
             helper_shapes=shapes["helper_shapes"],
-            bytes_per_weight=float(expected["bytes_per_weight"]),
-            planned_memory=float(expected["planned_memory"]),
+            bytes_per_weight=_finite(expected["bytes_per_weight"]),
+            planned_memory=_finite(expected["planned_memory"]),
             metadata=dict(expected["metadata"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ArtifactError(f"{folder / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}") from error
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"a bound of {value!r}")
+    return float(value)
 
 
 def measure(

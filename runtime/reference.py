@@ -16,6 +16,11 @@ class ReferenceError(RuntimeError):
     """A reference file that cannot be read."""
 
 
+# Every reference holds sequences of each of these; numbered ones are named KIND-00, KIND-01, …
+KINDS = {"whole", "prefill-then-block", "rewrite-inside", "suffix-hidden", "rows-subset", "one-token", "one-inside"}
+KINDS |= {"max-length", "short", "short-append", "short-rewrite"}
+
+
 @dataclass(frozen=True)
 class Call:
     """One `forward`. tokens: int64 [T]. rows: int64 [K]."""
@@ -105,6 +110,10 @@ def load_reference(file: Path) -> Reference:
                     calls.append(Call(tokens, call["start_pos"], call["kv_len"], rows))
                     margin = float("inf") if call["tie_margin"] is None else call["tie_margin"]
                     eager, float32 = opened.get_tensor(prefix + "eager"), opened.get_tensor(prefix + "float32")
+                    if eager.dim() != 2 or eager.shape != float32.shape or len(eager) != len(rows):
+                        raise ValueError(f"{prefix}: logits of another shape")
+                    if not isinstance(margin, float):
+                        raise ValueError(f"{prefix}: tie_margin {margin!r}")
                     logits.append(Expected(eager, float32, margin))
                 sequences.append(Sequence(entry["name"], tuple(calls)))
                 expected.append(tuple(logits))
@@ -113,4 +122,8 @@ def load_reference(file: Path) -> Reference:
                 task = Task(opened.get_tensor("task/prompts").to(torch.int64), task["n_new"], task["mask_id"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ReferenceError(f"{file}: not readable as recorded calls: {error}") from error
+    # A file that was cut down must not pass: each use of the contract is there.
+    kinds = {name.rstrip("0123456789").rstrip("-") for name in (sequence.name for sequence in sequences)}
+    if missing := KINDS - kinds:
+        raise ReferenceError(f"{file}: lacks the recorded calls {', '.join(sorted(missing))}")
     return Reference(tuple(sequences), tuple(expected), task)
