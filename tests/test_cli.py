@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,13 @@ def test_help_names_every_exit_code() -> None:
         (["run", "=3"], ["Config group"]),
         (["run", "recipe=[a"], ["cannot read 'recipe=[a'"]),
         (["run", "--multirun", "recipe=fp32_xnnpack,nope"], ["no recipe 'nope'"]),
+        (["run", "--nope"], ["no flag '--nope'", "--multirun"]),
+        (["recipes", "x=1"], ["recipes takes no arguments"]),
+        (["run", "validation.n_prompts=1"], ["validation.n_prompts 1", "at least 8"]),
+        (["run", "validation.seed=99999999999999999999999"], ["validation.seed"]),
+        (["run", "task.new_tokens=0"], ["task.new_tokens 0"]),
+        (["run", "task.name=other"], ["task.name 'other'", "sudoku"]),
+        (["run", "task.prompts=/nowhere"], ["task.prompts", "/nowhere"]),
         (["validate"], ["artifact is not given"]),
         (["validate", "artefact=x"], ["no key 'artefact'", "did you mean 'artifact'"]),
     ],
@@ -167,6 +175,15 @@ def test_unusable_checkpoints(refused: Callable[..., str], checkpoint: Path, tmp
     assert "never opened" in refused(3, "run", f"checkpoint={checkpoint}")
 
 
+def test_more_unusable_checkpoints(refused: Callable[..., str], checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**7}))
+    assert "the config asks for 10000000 layers" in refused(3, "run", f"checkpoint={checkpoint}")
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    (checkpoint / "tokenizer.json").write_text("{")
+    assert "not a tokenizer" in refused(3, "run", f"checkpoint={checkpoint}")
+
+
 def test_recipes_that_do_not_fit(refused: Callable[..., str]) -> None:
     gqa2 = f"checkpoint={GOLDEN / 'gqa2'}"
     line = refused(4, "run", gqa2, "recipe.linear.group_size=64")
@@ -216,6 +233,8 @@ def test_output_that_cannot_be_written(refused: Callable[..., str], tmp_path: Pa
     (tmp_path / "file").write_text("")
     line = refused(7, "run", f"checkpoint={GOLDEN / 'gqa2'}", f"output={tmp_path / 'file' / 'artifact'}")
     assert "cannot be written" in line
+    line = refused(7, "run", f"checkpoint={GOLDEN / 'gqa2'}", f"output={tmp_path / ('x' * 300)}")
+    assert "File name too long" in line
 
 
 @pytest.fixture
@@ -265,12 +284,33 @@ def test_damaged_artifacts(refused: Callable[..., str], artifact: Path, tmp_path
     pte.write_bytes(whole)
     manifest_file.write_text("{")
     assert "not a manifest" in validate()
+    manifest_file.write_text("[" * 100_000)
+    assert "not a manifest" in validate()
+    for bound in (True, "1", float("inf"), 10**400, None):
+        recipe = manifest["recipe"] | {"bounds": manifest["recipe"]["bounds"] | {"cosine": bound}}
+        manifest_file.write_text(json.dumps(manifest | {"recipe": recipe}))
+        assert "not a manifest" in validate()
     manifest_file.write_text(json.dumps(manifest | {"schema_version": 99}))
     assert "schema version 99" in validate()
     manifest_file.write_text(json.dumps(manifest | {"files": manifest["files"] | {"../x": {"sha256": "", "bytes": 0}}}))
     assert "is no file of this folder" in validate()
     manifest_file.unlink()
     assert "not an artifact, or not a whole one" in validate()
+
+
+def test_a_cut_down_reference_does_not_pass(refused: Callable[..., str], artifact: Path) -> None:
+    """Fewer recorded calls would be easier to pass."""
+    from runtime.artifact import sha256
+    from runtime.reference import load_reference, save_reference
+
+    file, manifest_file = artifact / "reference.safetensors", artifact / "manifest.json"
+    whole = load_reference(file)
+    file.unlink()
+    save_reference(replace(whole, sequences=whole.sequences[:1], expected=whole.expected[:1]), file)
+    manifest = json.loads(manifest_file.read_text())
+    manifest["files"][file.name] = {"sha256": sha256(file), "bytes": file.stat().st_size}
+    manifest_file.write_text(json.dumps(manifest))
+    assert "lacks the recorded calls max-length" in refused(6, "validate", f"artifact={artifact}")
 
 
 def test_a_damaged_program_that_matches_its_hash(refused: Callable[..., str], artifact: Path) -> None:
@@ -285,7 +325,8 @@ def test_a_damaged_program_that_matches_its_hash(refused: Callable[..., str], ar
     assert "model.pte" in refused(6, "validate", f"artifact={artifact}")
 
 
-def test_interrupt_ends_cleanly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_ends_cleanly(tmp_path: Path, stop: signal.Signals) -> None:
     output = tmp_path / "artifact"
     command = [*PYTHON, "run", f"checkpoint={GOLDEN / 'mqa4-sharded'}", f"output={output}"]
     run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -293,7 +334,7 @@ def test_interrupt_ends_cleanly(tmp_path: Path) -> None:
     while not partial.exists():
         assert run.poll() is None
         time.sleep(0.05)
-    run.send_signal(signal.SIGINT)
+    run.send_signal(stop)
     _, err = run.communicate()
     assert run.returncode == 130
     assert err == "error: interrupted\n"
