@@ -17,10 +17,6 @@ from executorch.exir import (
 from recipes.blocks import Backend
 
 
-class LoweringError(RuntimeError):
-    """The program cannot be lowered as the recipe wants it."""
-
-
 def lower_program(
     exported: torch.export.ExportedProgram, backend: Backend, constant_methods: dict[str, Any]
 ) -> ExecutorchProgramManager:

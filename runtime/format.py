@@ -11,10 +11,6 @@ from typing import Any
 
 from runtime.program import ProgramError
 
-# Float filters that DreamEdge itself puts beside the model's: the average of a norm, the half turn of RoPE.
-FLOAT_TYPES = {"fp32": 4, "fp16": 2}
-_BITS = {"fp32": 32, "fp16": 16, "qcint8": 8, "qint8": 8, "qbint4": 4, "qcint4": 4}
-
 
 @dataclass(frozen=True)
 class LinearWeight:
