@@ -19,6 +19,9 @@ from model.config import DreamEdgeConfig
 
 # (q [B, T, H, d], k [B, T, G, d], v [B, T, G, d]) -> [B, T, H, d]. Whoever calls the layers says what attention sees.
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Positions that are written together where nothing else is asked for: Fast-dLLM's (arXiv 2505.22618).
+BLOCK_LENGTH = 32
+
 # [B, T, heads, d] -> the same, each head rotated by its position.
 Rotate = Callable[[Tensor], Tensor]
 
@@ -146,6 +149,55 @@ class DreamEdge(nn.Module):
             x_BTD = layer(x_BTD, rotate, layer_attend)
         logits = self.lm_head(self.norm(x_BTD))
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), cache
+
+    # What `runtime.generate` asks of a network, as the exported program answers it.
+
+    @property
+    def max_seq_len(self) -> int:
+        return self.config.max_seq_len
+
+    @property
+    def max_rows(self) -> int:
+        return self.config.max_seq_len
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def mask_id(self) -> int:
+        return self.config.mask_token_id
+
+    @property
+    def pad_id(self) -> int:
+        return self.config.pad_token_id
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        return (self.config.eos_token_id,)
+
+    @property
+    def block_length(self) -> int:
+        return min(BLOCK_LENGTH, self.max_seq_len)
+
+    def start(self, max_seq_len: int | None = None) -> Callable[[Tensor, int, int, Tensor], Tensor]:
+        """The exported program's `forward` over a new cache, in eager.
+
+        It takes tokens int64 [T], start_pos, kv_len and rows int64 [K], and gives raw logits float32 [1, K, vocab]:
+        tokens go to positions start_pos .. start_pos+T-1 and see positions 0 .. kv_len-1.
+        """
+        weight = self.norm.weight
+        S = max_seq_len or self.max_seq_len
+        cache = StaticKVCache(self.config, 1, S, dtype=weight.dtype, device=weight.device)
+
+        def forward(tokens_T: Tensor, start_pos: int, kv_len: int, rows_K: Tensor) -> Tensor:
+            T = len(tokens_T)
+            sees_11TS = torch.ones(1, 1, T, kv_len, dtype=torch.bool, device=weight.device)
+            positions_1T = torch.arange(start_pos, start_pos + T, device=weight.device)[None]
+            logits_1TV, _ = self(tokens_T[None].to(weight.device), sees_11TS, positions_1T, cache)
+            return logits_1TV[:, rows_K].float()
+
+        return forward
 
 
 def rope_cos_sin(config: DreamEdgeConfig, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model import DreamEdge, StaticKVCache
+from model import DreamEdge
 from pipeline.config import TaskConfig, ValidationConfig
 from pipeline.errors import UsageError
 from pipeline.load import Loaded
 from pipeline.tasks import CHECKERS, read_prompts
-from runtime.generate import fill_masks
+from runtime.generate import generate
 from runtime.reference import Call, Expected, Reference, Sequence, Task
+from runtime.replay import SOLVED_BY
 
 MAX_BLOCK = 32
 MIN_PROMPTS = 8
@@ -69,8 +70,7 @@ def whole_sequences(
     sequences = []
     for i, prompt in enumerate(prompts[: settings.n_prompts]):
         n_new = min(new_tokens, S - len(prompt))
-        masked = torch.cat([prompt, torch.full((n_new,), mask_id)])
-        tokens = fill_masks(lambda t: float32(t)[0], masked[None], mask_id)[0]
+        tokens = generate(float32, prompt, max_new_tokens=n_new, alg=SOLVED_BY).tokens[0]
         hidden = torch.rand(n_new, generator=generator) < 1 - i / settings.n_prompts
         hidden[int(torch.randint(n_new, (1,), generator=generator))] = True
         tokens[len(prompt) :][hidden] = mask_id
@@ -130,10 +130,10 @@ def short_sequences(model: DreamEdge, prompts: list[Tensor]) -> list[Sequence]:
             "short-rewrite": (call(tokens, 0, 4), call(tokens[:m], 1, 4)),
         }
         for kind, calls in kinds.items():
-            cache = StaticKVCache(model.config, 1, 4, dtype=model.norm.weight.dtype)
+            forward = model.start(4)
             with TieMargin(model) as ties:
                 for made in calls:
-                    _eager(model, cache, made)
+                    forward(made.tokens, made.start_pos, made.kv_len, made.rows)
             found[kind].append((ties.margin, calls))
     return [
         Sequence(f"{kind}-{k:02d}", calls)
@@ -149,26 +149,15 @@ def record(
     """Run every call in eager through the (quantized) model and the float32 one."""
     expected = []
     for sequence in sequences:
-        caches = [StaticKVCache(m.config, 1, S, dtype=m.norm.weight.dtype) for m in (model, float32)]
+        forwards = [m.start(S) for m in (model, float32)]
         logits = []
         # Over the whole sequence: what a call leaves in the cache is as uncertain as the call.
         with TieMargin(model) as ties:
             for call in sequence.calls:
-                eager = _eager(model, caches[0], call)
-                logits.append(Expected(eager, _eager(float32, caches[1], call), ties.margin))
+                eager, wide = (f(call.tokens, call.start_pos, call.kv_len, call.rows)[0] for f in forwards)
+                logits.append(Expected(eager, wide, ties.margin))
         expected.append(tuple(logits))
     return Reference(sequences, tuple(expected), task)
-
-
-def _eager(model: DreamEdge, cache: StaticKVCache, call: Call) -> Tensor:
-    T = len(call.tokens)
-    logits, _ = model(
-        call.tokens[None],
-        attention_mask=torch.ones(1, 1, T, call.kv_len, dtype=torch.bool),
-        position_ids=torch.arange(call.start_pos, call.start_pos + T)[None],
-        past_key_values=cache,
-    )
-    return logits[0, call.rows].float()
 
 
 class TieMargin:
@@ -214,7 +203,5 @@ def task_of(loaded: Loaded, prompts: list[Tensor], task: TaskConfig, max_seq_len
 
 
 def solve_in_eager(model: DreamEdge, task: Task) -> Tensor:
-    """Answers int64 [N, n_new] of the greedy sampler."""
-    N, P = task.prompts.shape
-    masked = torch.cat([task.prompts, torch.full((N, task.n_new), task.mask_id)], dim=1)
-    return fill_masks(lambda tokens: model(tokens)[0], masked, task.mask_id)[:, P:]
+    """Answers int64 [N, n_new], as `runtime.replay` lets the program find them."""
+    return generate(model, task.prompts, max_new_tokens=task.n_new, alg=SOLVED_BY).tokens[:, -task.n_new :]

@@ -1,31 +1,401 @@
-"""Writing with a diffusion language model: masks are filled in over several steps, the most confident first."""
+"""Writing with a diffusion language model: masks are filled in over several steps, the most confident first.
+
+Shapes: B rows, L positions of the longest row with its answer, M masked positions, V vocabulary. Sources: Dream's
+`diffusion_generate`, and Fast-dLLM (arXiv 2505.22618) for blocks, caches and the threshold; where we differ from
+them on purpose, docs/generation.md says so.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-# Raw logits float [B, T, vocab] for tokens int64 [B, T].
-Network = Callable[[Tensor], Tensor]
+from runtime.sample import ALGORITHMS, most_confident, sample
+
+# (tokens int64 [T], start_pos, kv_len, rows int64 [K]) -> raw logits float32 [1, K, V]: the program's contract.
+Forward = Callable[[Tensor, int, int, Tensor], Tensor]
+# (step, tokens int64 [B, L]): may change them in place, or return others.
+OnStep = Callable[[int, Tensor], Tensor | None]
+# (step, tokens of the row int64, positions int64 [M], their logits float32 [M, V]): may return other logits.
+OnLogits = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
+Prompts = Tensor | Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor]
+
+CACHES = ("prefix", "dual")
+
+
+class Network(Protocol):
+    """What writing needs of a network: `Program` and an eager `DreamEdge` have it."""
+
+    @property
+    def max_seq_len(self) -> int: ...
+    @property
+    def max_rows(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def mask_id(self) -> int: ...
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def eos_ids(self) -> tuple[int, ...]: ...
+    @property
+    def block_length(self) -> int: ...
+
+    def start(self) -> Forward:
+        """`forward` for one new sequence, over a cache that nothing else uses meanwhile."""
+        ...
+
+
+class OptionError(ValueError):
+    """A prompt or an option that cannot be; the message says why."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was written, and what it took.
+
+    tokens: int64 [B, L], prompts and answers; rows with a shorter prompt are padded on the left with the pad id.
+    answers: the new tokens of each row, int64; with `stop_at_eos` up to the end-of-sequence token, without it.
+    history: int64 [steps + 1, B, L], the tokens before the first step and after each; a row that ended earlier
+        than others stays as it is.
+    forward_calls, positions: calls of `forward`, and the tokens that they computed in all. A step that has nothing
+        to write makes no call.
+    """
+
+    tokens: Tensor
+    answers: tuple[Tensor, ...]
+    history: Tensor
+    forward_calls: int
+    positions: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return sum(len(answer) for answer in self.answers) / self.seconds
 
 
 @torch.no_grad()
-def fill_masks(network: Network, tokens_BT: Tensor, mask_id: int) -> Tensor:
-    """Fill every mask, one a row and step, greedily; a copy, int64 [B, T].
+def generate(
+    network: Network,
+    prompt_ids: Prompts,
+    *,
+    max_new_tokens: int,
+    steps: int | None = None,
+    alg: str = "entropy",
+    temperature: float = 0.0,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    alg_temp: float | None = None,
+    eps: float = 1e-3,
+    block_length: int | None = None,
+    cache: Literal["prefix", "dual"] | None = None,
+    threshold: float | None = None,
+    seed: int | None = None,
+    stop_at_eos: bool = False,
+    on_step: OnStep | None = None,
+    on_logits: OnLogits | None = None,
+) -> Generation:
+    """Append `max_new_tokens` masks to each prompt, then fill every mask, those inside the prompts too.
 
-    Logits are read shifted: the token of position i from raw row i-1, that of position 0 from row 0. The mask
-    itself is never written.
+    prompt_ids: one prompt, or several of any lengths; each row is answered as if it were alone.
+    steps: how many in all, by default one a token. alg: what makes a position confident: the probability of its
+        token (`maskgit_plus`), that minus the next token's (`topk_margin`), or a low entropy (`entropy`); `origin`
+        picks positions at random.
+    temperature, top_p, top_k: as everywhere; temperature 0 takes the best token. alg_temp: draw positions by their
+        confidence instead of taking the best. eps: where the schedule of steps ends, in 0..1.
+    block_length: write the answer in blocks of so many tokens, from left to right. cache: `prefix` computes only
+        from the block on, `dual` only the block; each block starts with one call over everything. Blocks have the
+        program's own length if none is given.
+    threshold: write in each step all positions of at least this probability, and the best one, whatever `alg` is.
+        `steps`, if given, then says how many a step may write: without blocks masks / steps, and those that earlier
+        steps did not use; in blocks all.
+    seed: of all that is random; None takes torch's own generator.
+    stop_at_eos: cut each answer at its first end-of-sequence token, and end as soon as all before it is written.
+
+    Raises `OptionError` for a prompt or an option that cannot be, `FloatingPointError` for logits that are not
+    finite.
     """
-    tokens_BT = tokens_BT.clone()
-    while (tokens_BT == mask_id).any():
-        logits = network(tokens_BT)
-        logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1).float()
-        logits[..., mask_id] = -torch.inf
-        confidence_BT, best_BT = logits.softmax(-1).max(-1)
-        is_mask_BT = tokens_BT == mask_id
-        chosen_B = confidence_BT.masked_fill(~is_mask_BT, -1).argmax(-1)
-        rows_B = is_mask_BT.any(-1).nonzero()[:, 0]
-        tokens_BT[rows_B, chosen_B[rows_B]] = best_BT[rows_B, chosen_B[rows_B]]
-    return tokens_BT
+    started = time.perf_counter()
+    if block_length is None and cache is not None:
+        block_length = network.block_length
+    options = _Options(alg, temperature, top_p, top_k, alg_temp, eps, block_length, cache, threshold, stop_at_eos)
+    options.check()
+    prompts = _rows(prompt_ids)
+    _check_prompts(network, prompts, max_new_tokens)
+    tokens_BL, lefts = _padded(network, prompts, max_new_tokens)
+    is_mask_BL = tokens_BL == network.mask_id
+    blocks = _blocks(is_mask_BL, max_new_tokens, block_length)
+    if block_length is not None and threshold is not None:
+        steps = None
+    n_masks = int(is_mask_BL.sum(-1).max())
+    steps_of_block = _share(max(1, n_masks, len(blocks)) if steps is None else steps, len(blocks))
+    # Fast-dLLM's threshold without blocks keeps to the pace that the steps set, if they are given.
+    most_a_step = n_masks if steps is None else max(1, n_masks // steps)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    run = _Run(network, options, tokens_BL, lefts, max_new_tokens, most_a_step, generator, on_step, on_logits)
+    rows = list(range(len(prompts)))
+    # One cache holds one row: with it the rows go one after another, without it step by step together.
+    for group in [[row] for row in rows] if cache is not None else [rows]:
+        forward = network.start()
+        for (start, end), n_steps in zip(blocks, steps_of_block, strict=True):
+            run.fill(forward, group, start, end, n_steps)
+    return run.generation(time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class _Options:
+    alg: str
+    temperature: float
+    top_p: float | None
+    top_k: int | None
+    alg_temp: float | None
+    eps: float
+    block_length: int | None
+    cache: str | None
+    threshold: float | None
+    stop_at_eos: bool
+
+    def check(self) -> None:
+        """Raises `OptionError`; written so that a NaN is refused."""
+        if self.alg not in ALGORITHMS:
+            raise OptionError(f"alg {self.alg!r}: there are {', '.join(ALGORITHMS)}")
+        if self.cache not in (None, *CACHES):
+            raise OptionError(f"cache {self.cache!r}: there are {', '.join(CACHES)}, and None")
+        if not 0 <= self.temperature < math.inf:
+            raise OptionError(f"temperature {self.temperature}: must be 0 (the best token) or above")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise OptionError(f"top_p {self.top_p}: must be above 0, where no token is left, and at most 1")
+        if self.top_k is not None and self.top_k < 1:
+            raise OptionError(f"top_k {self.top_k}: must leave at least 1 token")
+        if not 0 < self.eps < 1:
+            raise OptionError(f"eps {self.eps}: must be between 0 and 1")
+        if self.block_length is not None and self.block_length < 1:
+            raise OptionError(f"block_length {self.block_length}: must be at least 1")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise OptionError(f"threshold {self.threshold}: is a probability, 0 to 1")
+        if self.alg_temp is not None and not 0 <= self.alg_temp < math.inf:
+            raise OptionError(f"alg_temp {self.alg_temp}: must be 0 (the most confident) or above")
+        if self.alg == "origin" and (self.threshold is not None or self.alg_temp):
+            raise OptionError("alg 'origin' picks positions at random: it has no confidence for threshold or alg_temp")
+        if self.threshold is not None and self.alg_temp:
+            raise OptionError("threshold and alg_temp both say which positions are written: give one of them")
+
+
+@dataclass
+class _Run:
+    """The tokens as they are filled in. Columns are those of the padded rows."""
+
+    network: Network
+    options: _Options
+    tokens_BL: Tensor
+    lefts: list[int]  # columns of padding that each row starts with
+    max_new_tokens: int
+    most_a_step: int  # tokens, with a threshold
+    generator: torch.Generator | None
+    on_step: OnStep | None
+    on_logits: OnLogits | None
+    forward_calls: int = 0
+    positions: int = 0
+    histories: list[list[Tensor]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.histories = [[row_L.clone()] for row_L in self.tokens_BL]
+
+    def fill(self, forward: Forward, rows: list[int], start: int, end: int, n_steps: int) -> None:
+        """Fill the masks of columns start .. end-1 in `n_steps` steps, or in as many as the threshold takes.
+
+        In blocks, the first step computes the whole row, which is what the caches start from. If there are more
+        steps, it writes nothing but the block's first token (Fast-dLLM).
+        """
+        options, in_blocks = self.options, self.options.block_length is not None
+        if options.threshold is not None:
+            # Each step writes a token at least: so many are enough whatever the network says.
+            n_steps = in_blocks + max(1, *(len(self._masked(row, start, end)) for row in rows))
+        times = torch.linspace(1, options.eps, n_steps + 1)
+        unused = dict.fromkeys(rows, 0)  # tokens that the threshold kept earlier steps from writing
+        for i in range(n_steps):
+            if options.stop_at_eos and not any(len(self._masked(row)) for row in rows):
+                return
+            is_last = i == n_steps - 1
+            opens = in_blocks and i == 0 and not is_last
+            chosen = [self._masked(row, start, start + 1 if opens else end) for row in rows]
+            writes_all = is_last or opens or options.threshold is not None
+            share = torch.ones(()) if writes_all else 1 - times[i + 1] / times[i]
+            if options.alg == "origin" and not opens:
+                chosen, share = self._drawn(chosen, share), torch.ones(())
+            for row, columns_M in zip(rows, chosen, strict=True):
+                n = int(len(columns_M) * share)
+                threshold = None if is_last else options.threshold
+                if threshold is not None:
+                    unused[row] += self.most_a_step
+                    n = min(n, unused[row])
+                unused[row] -= self._write(
+                    forward, row, columns_M, n, threshold, *self._window(row, start, end, i == 0)
+                )
+            self._after_step(rows)
+            is_full = not any(len(self._masked(row, start, end)) for row in rows)
+            if options.threshold is not None and i >= in_blocks and is_full:
+                return
+
+    def _window(self, row: int, start: int, end: int, is_whole: bool) -> tuple[int, int]:
+        """The columns that a step computes; what the cache knows of the others stands."""
+        if is_whole or self.options.cache is None:
+            return self.lefts[row], self.tokens_BL.shape[1]
+        start = max(start, self.lefts[row])
+        return start, end if self.options.cache == "dual" else self.tokens_BL.shape[1]
+
+    def _write(
+        self, forward: Forward, row: int, columns_M: Tensor, n: int, threshold: float | None, first: int, stop: int
+    ) -> int:
+        """Write the n most confident of these masks, with a threshold only those above it and the best; how many."""
+        options, left = self.options, self.lefts[row]
+        fills_cache = options.cache is not None and first == left
+        if n == 0 and not fills_cache:
+            return 0
+        # Logits are read shifted: a token comes from the row before it, the first from its own.
+        sources_M = (columns_M - 1).clamp_min(left) if n else torch.tensor([left])
+        first = min(first, int(sources_M.min()))
+        logits_MV = self._forward(forward, row, first, stop, sources_M - first)
+        if n == 0:
+            return 0
+        if self.on_logits is not None:
+            step, tokens_L = len(self.histories[row]) - 1, self.tokens_BL[row, left:]
+            changed = self.on_logits(step, tokens_L, columns_M - left, logits_MV)
+            logits_MV = logits_MV if changed is None else changed
+        alg = options.alg if threshold is None else "maskgit_plus"
+        tokens_M, confidence_M = sample(
+            logits_MV, self.network.mask_id, alg, options.temperature, options.top_p, options.top_k, self.generator
+        )
+        best_n = most_confident(confidence_M, n, options.alg_temp, self.generator)
+        if threshold is not None:
+            is_sure = confidence_M[best_n] >= threshold
+            is_sure[0] = True
+            best_n = best_n[is_sure]
+        self.tokens_BL[row, columns_M[best_n]] = tokens_M[best_n]
+        if options.stop_at_eos:
+            self._cut(row)
+        return len(best_n)
+
+    def _forward(self, forward: Forward, row: int, first: int, stop: int, rows_M: Tensor) -> Tensor:
+        """Raw logits [M, V] of these rows of the call; several calls if it may not ask for so many at once."""
+        left, length = self.lefts[row], self.tokens_BL.shape[1]
+        tokens_T = self.tokens_BL[row, first:stop]
+        logits = []
+        for rows_K in rows_M.split(self.network.max_rows):
+            logits.append(forward(tokens_T, first - left, length - left, rows_K)[0])
+            self.forward_calls += 1
+            self.positions += len(tokens_T)
+        return torch.cat(logits) if len(logits) > 1 else logits[0]
+
+    def _drawn(self, columns: list[Tensor], share: Tensor) -> list[Tensor]:
+        """`origin`: of the masks of all rows, in order, each with probability `share`."""
+        lengths = [len(columns_M) for columns_M in columns]
+        is_drawn = torch.rand(sum(lengths), generator=self.generator) < share
+        return [columns_M[drawn] for columns_M, drawn in zip(columns, is_drawn.split(lengths), strict=True)]
+
+    def _masked(self, row: int, start: int = 0, end: int | None = None) -> Tensor:
+        """Columns [M] of the masks from `start` to before `end`."""
+        start = max(start, self.lefts[row])  # the pad id may be the mask id
+        return (self.tokens_BL[row, start:end] == self.network.mask_id).nonzero()[:, 0] + start
+
+    def _cut(self, row: int) -> None:
+        """Once all before the answer's first end of sequence is written, what follows it is end of sequence too."""
+        found = self._eos_columns(row)
+        if len(found) and not len(self._masked(row, 0, int(found[0]))):
+            self.tokens_BL[row, found[0] :] = self.tokens_BL[row, found[0]].item()
+
+    def _eos_columns(self, row: int) -> Tensor:
+        begin = self.tokens_BL.shape[1] - self.max_new_tokens
+        return torch.isin(self.tokens_BL[row, begin:], torch.tensor(self.network.eos_ids)).nonzero()[:, 0] + begin
+
+    def _after_step(self, rows: list[int]) -> None:
+        if self.on_step is not None:
+            changed = self.on_step(len(self.histories[rows[0]]) - 1, self.tokens_BL)
+            if changed is not None:
+                self.tokens_BL.copy_(changed)
+        for row in rows:
+            self.histories[row].append(self.tokens_BL[row].clone())
+
+    def generation(self, seconds: float) -> Generation:
+        length = max(map(len, self.histories))
+        history = [torch.stack(states + states[-1:] * (length - len(states))) for states in self.histories]
+        answers = []
+        for row in range(len(self.tokens_BL)):
+            eos = self._eos_columns(row) if self.options.stop_at_eos else torch.empty(0)
+            end = int(eos[0]) if len(eos) else None
+            answers.append(self.tokens_BL[row, self.tokens_BL.shape[1] - self.max_new_tokens : end])
+        return Generation(
+            self.tokens_BL, tuple(answers), torch.stack(history, 1), self.forward_calls, self.positions, seconds
+        )
+
+
+def _rows(prompt_ids: Prompts) -> list[Tensor]:
+    """One or several prompts, as int64 [P] each."""
+    try:
+        if isinstance(prompt_ids, Tensor):
+            rows = list(prompt_ids) if prompt_ids.dim() == 2 else [prompt_ids]
+        elif len(prompt_ids) and isinstance(prompt_ids[0], int):
+            rows = [torch.tensor(prompt_ids)]
+        else:
+            rows = [torch.as_tensor(row) for row in prompt_ids]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(f"prompt_ids must be token ids, of one prompt or of several: {error}") from error
+    for row in rows:
+        if row.dim() != 1 or (row.numel() and (row.is_floating_point() or row.dtype == torch.bool)):
+            raise OptionError(f"prompt_ids must be integers, [P] or [B, P], got {row.dtype} {list(row.shape)}")
+    return [row.to(torch.int64) for row in rows]
+
+
+def _check_prompts(network: Network, prompts: list[Tensor], max_new_tokens: int) -> None:
+    if not prompts or not all(map(len, prompts)):
+        raise OptionError("a prompt is empty: the first token is predicted from one before it")
+    if max_new_tokens < 0:
+        raise OptionError(f"max_new_tokens {max_new_tokens}: must be at least 0")
+    for prompt in prompts:
+        if not 0 <= int(prompt.min()) <= int(prompt.max()) < network.vocab_size:
+            wrong = int(prompt.min()) if int(prompt.min()) < 0 else int(prompt.max())
+            raise OptionError(f"token id {wrong} is outside the vocabulary, 0..{network.vocab_size - 1}")
+        if len(prompt) > network.max_seq_len:
+            raise OptionError(f"the prompt has {len(prompt)} tokens, max_seq_len is {network.max_seq_len}")
+        if len(prompt) + max_new_tokens > network.max_seq_len:
+            raise OptionError(
+                f"the prompt's {len(prompt)} tokens and {max_new_tokens} new ones are more than max_seq_len "
+                f"{network.max_seq_len}: at most {network.max_seq_len - len(prompt)} new tokens fit"
+            )
+
+
+def _padded(network: Network, prompts: list[Tensor], max_new_tokens: int) -> tuple[Tensor, list[int]]:
+    """Tokens [B, L] with the masks to fill, and how many columns of padding each row starts with."""
+    longest = max(map(len, prompts))
+    tokens_BL = torch.full((len(prompts), longest + max_new_tokens), network.mask_id)
+    lefts = [longest - len(prompt) for prompt in prompts]
+    for row_L, prompt, left in zip(tokens_BL, prompts, lefts, strict=True):
+        row_L[:left] = network.pad_id
+        row_L[left:longest] = prompt
+    return tokens_BL, lefts
+
+
+def _blocks(is_mask_BL: Tensor, max_new_tokens: int, block_length: int | None) -> list[tuple[int, int]]:
+    """Columns (start, end) of each block: all of it, or masks inside the prompts first, then the answer in blocks."""
+    length = is_mask_BL.shape[1]
+    if block_length is None:
+        return [(0, length)]
+    begin = length - max_new_tokens
+    inside = is_mask_BL[:, :begin].any(0).nonzero()
+    blocks = [(int(inside[0]), begin)] if len(inside) else []
+    return blocks + [(start, min(start + block_length, length)) for start in range(begin, length, block_length)]
+
+
+def _share(steps: int, n_blocks: int) -> list[int]:
+    """Steps of each block; what does not divide goes to the first ones."""
+    if steps < 1:
+        raise OptionError(f"steps {steps}: must be at least 1")
+    if steps < n_blocks:
+        raise OptionError(f"steps {steps}: must be at least 1 for each of the {n_blocks} blocks")
+    return [steps // n_blocks + (block < steps % n_blocks) for block in range(n_blocks)]

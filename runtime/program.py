@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,38 @@ class Program:
                 f"{file}: damaged, or not an ExecuTorch program: {' | '.join([*lines, str(error)])}"
             ) from error
         return cls(file, forward, metadata, program)
+
+    @property
+    def max_seq_len(self) -> int:
+        return self.metadata.get_max_seq_len
+
+    @property
+    def max_rows(self) -> int:
+        return self.metadata.get_max_rows
+
+    @property
+    def vocab_size(self) -> int:
+        return self.metadata.get_vocab_size
+
+    @property
+    def mask_id(self) -> int:
+        return self.metadata.get_mask_id
+
+    @property
+    def pad_id(self) -> int:
+        return self.metadata.get_pad_id
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        return self.metadata.get_eos_ids
+
+    @property
+    def block_length(self) -> int:
+        return self.metadata.get_block_length
+
+    def start(self) -> Callable[..., Tensor]:
+        """`forward`: there is one cache, which a new sequence takes over."""
+        return self.forward
 
     def forward(
         self, tokens: Tensor | Sequence[int], start_pos: int, kv_len: int, rows: Tensor | Sequence[int] | None = None

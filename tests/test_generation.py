@@ -1,0 +1,409 @@
+"""Generation against the histories of the public reference, in eager and from a `.pte`; and what else it promises."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model import DreamEdge, load_hf_model
+from runtime import Generation, Network, OptionError, Program, generate
+from tests.checkpoints import GOLDEN, GOLDEN_NAMES, ROOT, Build
+
+
+@cache
+def golden_cases(name: str) -> dict[str, dict[str, Any]]:
+    return json.loads((GOLDEN / name / "generation.json").read_text(encoding="utf-8"))["cases"]
+
+
+@cache
+def golden_tensors(name: str) -> dict[str, Tensor]:
+    return load_file(GOLDEN / name / "generation.safetensors")
+
+
+@cache
+def sampler() -> tuple[dict[str, Any], dict[str, Tensor]]:
+    folder = GOLDEN / "sampler"
+    return json.loads((folder / "sampler.json").read_text(encoding="utf-8")), load_file(folder / "sampler.safetensors")
+
+
+@cache
+def eager(name: str) -> DreamEdge:
+    return load_hf_model(GOLDEN / name, dtype=torch.float32)[0]
+
+
+ALL_CASES = [(name, case) for name in GOLDEN_NAMES for case in golden_cases(name)]
+
+
+@pytest.fixture(params=["eager", "pte"])
+def network_of(request: pytest.FixtureRequest, build: Build) -> Callable[[str], Network]:
+    if request.param == "eager":
+        return eager
+    return lambda name: Program.open(build(name, "fp32_xnnpack"))
+
+
+def options_of(facts: dict[str, Any]) -> dict[str, Any]:
+    names = ("steps", "max_new_tokens", "eps", "block_length", "cache", "threshold", "temperature", "top_p", "top_k")
+    options = {name: facts[name] for name in names if facts.get(name) is not None}
+    if facts["alg"] != "confidence_threshold":
+        options["alg"] = facts["alg"]
+    return options | {"alg_temp": facts.get("alg_temp"), "seed": facts.get("seed")}
+
+
+def prompts_of(name: str, case: str) -> list[Tensor]:
+    tensors = golden_tensors(name)
+    prompts = tensors[f"{case}/prompt"]
+    mask = tensors.get(f"{case}/attention_mask", torch.ones_like(prompts))[:, : prompts.shape[1]]
+    return [row[seen.bool()] for row, seen in zip(prompts, mask, strict=True)]
+
+
+def test_every_golden_case_is_here() -> None:
+    assert len(ALL_CASES) == 97
+    assert {facts["kind"] for name in GOLDEN_NAMES for facts in golden_cases(name).values()} == {"plain", "block"}
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_golden_histories(network_of: Callable[[str], Network], name: str) -> None:
+    """Token for token and step for step; the one case that reads a row of padding is the next test's."""
+    network = network_of(name)
+    for case, facts in golden_cases(name).items():
+        expected = golden_tensors(name)[f"{case}/history"]
+        written = generate(network, prompts_of(name, case), **options_of(facts))
+        if facts.get("reads_pad_row"):
+            # Its other row has no padding, and is right.
+            assert torch.equal(written.history[:, 1], expected[:, 1]), case
+            continue
+        assert torch.equal(written.history, expected), case
+        assert torch.equal(written.tokens, expected[-1]), case
+        # One call a row and step, but for steps that write nothing; the reference makes those calls too.
+        idle = int((expected[1:] == expected[:-1]).all(-1).sum())
+        calls = facts["forward_calls"] * expected.shape[1]
+        assert calls - idle <= written.forward_calls <= calls, case
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_each_row_of_a_batch_is_answered_as_if_alone(network_of: Callable[[str], Network], name: str) -> None:
+    """Also where the reference reads the logits of a padding row, and its answer depends on the padding."""
+    network, case = network_of(name), "entropy_s5_n8_rightpad_b2"
+    options = options_of(golden_cases(name)[case])
+    prompts = prompts_of(name, case)
+    assert len({len(prompt) for prompt in prompts}) == 2
+    for cache_mode in (None, "prefix", "dual"):
+        together = generate(network, prompts, cache=cache_mode, **options)
+        for row, prompt in enumerate(prompts):
+            alone = generate(network, prompt, cache=cache_mode, **options)
+            assert torch.equal(together.answers[row], alone.answers[0])
+            assert torch.equal(together.history[:, row, -alone.tokens.shape[1] :], alone.history[:, 0])
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_cached_calls_see_the_golden_logits(network_of: Callable[[str], Network], name: str) -> None:
+    """The reference's own raw logits of each call, where they were kept."""
+    network = network_of(name)
+    traced = [case for case, facts in golden_cases(name).items() if "raw_logits" in facts]
+    assert len(traced) == 4 * (name == "gqa2")
+    for case in traced:
+        facts = golden_cases(name)[case]
+        calls = facts["calls"]
+        seen = []
+
+        def look(step: int, tokens: Tensor, positions: Tensor, logits: Tensor) -> None:
+            _, _, first, _ = calls[step]  # noqa: B023
+            expected = golden_tensors(name)[f"{case}/raw_logits_{step}"][0]  # noqa: B023
+            torch.testing.assert_close(logits, expected[positions - 1 - first], rtol=0, atol=1e-4)
+            seen.append(step)  # noqa: B023
+
+        generate(network, prompts_of(name, case), on_logits=look, **options_of(facts))
+        assert seen == list(range(facts["forward_calls"]))
+
+
+class Table:
+    """Logits from a table in place of a network: step i gets entry i of `raw_logits` [N, B, L, V]."""
+
+    max_seq_len = max_rows = 64
+    pad_id, eos_ids, block_length = 0, (1,), 4
+
+    def __init__(self, raw_logits: Tensor, prompts: Tensor, mask_id: int) -> None:
+        self.raw_logits, self.prompts, self.mask_id, self.step = raw_logits, prompts, mask_id, 0
+        self.vocab_size = raw_logits.shape[-1]
+
+    def start(self) -> Callable[[Tensor, int, int, Tensor], Tensor]:
+        return self.forward
+
+    def forward(self, tokens: Tensor, start_pos: int, kv_len: int, rows: Tensor) -> Tensor:
+        P = self.prompts.shape[1]
+        (row,) = (self.prompts == tokens[:P]).all(-1).nonzero()[:, 0].tolist()
+        return self.raw_logits[min(self.step, len(self.raw_logits) - 1), row, rows][None]
+
+    def on_step(self, step: int, tokens: Tensor) -> None:
+        self.step = step + 1
+
+
+def table_of(case: str) -> tuple[Table, dict[str, Any], Tensor]:
+    listing, tensors = sampler()
+    facts, prompts = listing["cases"][case], tensors[f"{case}/prompt"]
+    assert len(prompts.unique(dim=0)) == len(prompts)
+    table = Table(tensors[f"{case}/raw_logits"], prompts, listing["mask_token_id"])
+    return table, options_of({**facts, "max_new_tokens": facts["new"]}), tensors[f"{case}/history"]
+
+
+@pytest.mark.parametrize("case", [case for case in sampler()[0]["cases"] if "guesses_mask" not in case])
+def test_sampler(case: str) -> None:
+    table, options, expected = table_of(case)
+    written = generate(table, table.prompts, on_step=table.on_step, **options)
+    assert torch.equal(written.history, expected)
+
+
+@pytest.mark.parametrize("case", [case for case in sampler()[0]["cases"] if "guesses_mask" in case])
+def test_the_mask_is_never_written(case: str) -> None:
+    """Where the reference writes a mask (and leaves it), the best other token is written. On purpose."""
+    table, options, expected = table_of(case)
+    assert (expected[-1] == table.mask_id).any()
+    written = generate(table, table.prompts, on_step=table.on_step, **options)
+    assert not (written.tokens == table.mask_id).any()
+    guessed = sampler()[0]["cases"][case]["guesses_mask_at"]
+    logits = table.raw_logits.clone()
+    logits[..., table.mask_id] = -torch.inf
+    step = int((written.history[:, 0, guessed] != table.mask_id).nonzero()[0]) - 1
+    assert written.tokens[0, guessed] == logits[min(step, len(logits) - 1), 0, guessed - 1].argmax()
+
+
+def test_schedules() -> None:
+    """How many tokens each step writes: all 333 schedules of the reference."""
+    listing, _ = sampler()
+    assert len(listing["schedule"]) == 333
+    for entry in listing["schedule"]:
+        masks, steps = entry["masks"], entry["steps"]
+        table = Table(torch.randn(1, 1, masks + 1, 8, generator=torch.Generator().manual_seed(0)), torch.ones(1, 1), 7)
+        table.max_seq_len = table.max_rows = masks + 1
+        written = generate(table, [1], max_new_tokens=masks, steps=steps, eps=entry["eps"], alg="maskgit_plus")
+        left = (written.history[:, 0] == 7).sum(-1)
+        assert (left[:-1] - left[1:]).tolist() == entry["counts"], entry
+
+
+@pytest.fixture(scope="module")
+def program(build: Build) -> Program:
+    return Program.open(build("gqa2", "fp32_xnnpack"))
+
+
+PROMPT = [11, 205, 7, 90, 150, 33]
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_a_run_always_ends_and_fills_every_mask(data: st.DataObject) -> None:
+    """Whatever the options, and however a hook changes the tokens."""
+    network = eager("gqa2")
+    draw = data.draw
+    n_new = draw(st.integers(0, 12))
+    block_length = draw(st.none() | st.integers(1, 13))
+    steps = draw(st.none() | st.integers(14, 20))
+    alg = draw(st.sampled_from(["origin", "maskgit_plus", "topk_margin", "entropy"]))
+    threshold = None if alg == "origin" else draw(st.none() | st.sampled_from([0.0, 0.02, 1.0]))
+    prompts = draw(st.lists(st.lists(st.integers(0, 319), min_size=1, max_size=5), min_size=1, max_size=3))
+    calls = []
+    steps = None if not n_new or any(network.mask_id in prompt for prompt in prompts) else steps
+    written = generate(
+        network,
+        prompts,
+        max_new_tokens=n_new,
+        steps=steps if steps is not None else 30,
+        alg=alg,
+        temperature=draw(st.sampled_from([0.0, 1.0])),
+        top_p=draw(st.none() | st.sampled_from([1e-6, 0.5, 1.0])),
+        top_k=draw(st.none() | st.sampled_from([1, 5, 10_000])),
+        alg_temp=None if threshold is not None or alg == "origin" else draw(st.none() | st.sampled_from([1e-5, 1.0])),
+        block_length=block_length,
+        cache=draw(st.sampled_from([None, "prefix", "dual"])),
+        threshold=threshold,
+        stop_at_eos=draw(st.booleans()),
+        seed=1,
+        on_step=lambda step, tokens: calls.append(step),
+    )
+    for row, prompt in enumerate(prompts):
+        kept = written.tokens[row, written.tokens.shape[1] - n_new - len(prompt) :]
+        assert not (kept == network.mask_id).any()
+        given_ids = torch.tensor(prompt)
+        assert torch.equal(kept[: len(prompt)][given_ids != network.mask_id], given_ids[given_ids != network.mask_id])
+    assert len(written.history) <= len(calls) + 1
+
+
+def test_a_hook_may_change_tokens_and_put_masks_back(program: Program) -> None:
+    def remask(step: int, tokens: Tensor) -> Tensor:
+        tokens = tokens.clone()
+        tokens[:, len(PROMPT)] = program.mask_id
+        return tokens
+
+    for network in (program, eager("gqa2")):
+        for options in (
+            {},
+            {"threshold": 0.5},
+            {"cache": "dual", "block_length": 4},
+            {"threshold": 0.5, "cache": "dual"},
+        ):
+            written = generate(network, PROMPT, max_new_tokens=8, on_step=remask, **options)
+            assert (written.history[1:, 0, len(PROMPT)] == program.mask_id).all()
+            assert not (written.tokens[0, len(PROMPT) + 1 :] == program.mask_id).any()
+        forced = generate(network, PROMPT, max_new_tokens=8, on_logits=lambda s, t, p, x: torch.eye(x.shape[-1])[p])
+        assert forced.answers[0].tolist() == list(range(len(PROMPT), len(PROMPT) + 8))
+
+
+def test_logits_that_are_not_numbers_are_refused() -> None:
+    with pytest.raises(FloatingPointError, match="not finite"):
+        generate(eager("gqa2"), PROMPT, max_new_tokens=4, on_logits=lambda s, t, p, x: x * float("nan"))
+
+
+def test_stop_at_eos(program: Program) -> None:
+    """What is after it is cut, and blocks after it are not computed."""
+    eos = program.eos_ids[0]
+
+    def put_eos(step: int, tokens: Tensor, positions: Tensor, logits: Tensor) -> Tensor:
+        logits = logits.clone()
+        logits[positions == len(PROMPT) + 5, eos] = 100.0
+        return logits
+
+    options: dict[str, Any] = {"max_new_tokens": 16, "cache": "dual", "block_length": 4, "on_logits": put_eos}
+    whole = generate(program, PROMPT, **options)
+    cut = generate(program, PROMPT, stop_at_eos=True, **options)
+    assert cut.answers[0].tolist() == whole.answers[0][:5].tolist()
+    assert (cut.tokens[0, len(PROMPT) + 5 :] == eos).all()
+    assert len(cut.history) < len(whole.history)
+    assert cut.forward_calls < whole.forward_calls
+    assert eos in whole.answers[0].tolist()
+
+
+def test_sampling_follows_the_seed(program: Program) -> None:
+    def written(seed: int | None, **options: Any) -> list[int]:
+        return generate(program, PROMPT, max_new_tokens=12, seed=seed, **options).answers[0].tolist()
+
+    for options in ({"temperature": 1.0}, {"alg": "origin"}, {"alg_temp": 0.5}):
+        assert written(3, **options) == written(3, **options)
+        assert written(3, **options) != written(4, **options)
+        torch.manual_seed(5)
+        drawn = written(None, **options)
+        torch.manual_seed(5)
+        assert written(None, **options) == drawn
+
+
+def test_temperature_samples_from_the_softmax() -> None:
+    """4,096 draws over 8 tokens: frequencies within five standard deviations."""
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0, 0.5, 1.5, -2.0, 3.0])
+    n, mask_id = 4096, 7
+    table = Table(logits.expand(1, 1, n + 1, 8), torch.ones(1, 1), mask_id)
+    table.max_seq_len = table.max_rows = n + 1
+    written = generate(table, [1], max_new_tokens=n, steps=1, temperature=0.5, seed=0).answers[0]
+    probs = (logits[:7] / 0.5).softmax(-1)
+    found = torch.bincount(written, minlength=8)[:7] / n
+    assert ((found - probs).abs() < 5 * (probs * (1 - probs) / n).sqrt()).all()
+    narrow = generate(table, [1], max_new_tokens=n, steps=1, temperature=1.0, top_k=2, seed=0).answers[0]
+    assert set(narrow.tolist()) == {2, 5}
+
+
+def test_positions_computed(program: Program) -> None:
+    """What each cache computes: all; from the block on; the block."""
+    P, n, block = len(PROMPT), 16, 4
+    L = P + n
+
+    def count(cache_mode: str | None) -> Generation:
+        return generate(program, PROMPT, max_new_tokens=n, block_length=block, cache=cache_mode)
+
+    # Of a block's steps the first writes one token, the second none (int(3 * (1 - s/t)) = 0), the last two.
+    suffixes = [L - (P + i * block) for i in range(n // block)]
+    assert count(None).positions == sum(3 * L for _ in suffixes)
+    assert count("prefix").positions == sum(L + 2 * suffix for suffix in suffixes)
+    assert count("dual").positions == sum(L + 2 * block for _ in suffixes)
+
+
+def test_steps_that_do_not_divide(program: Program) -> None:
+    """The reference refuses both; here the first blocks get the extra steps, and the last block may be shorter."""
+    written = generate(program, PROMPT, max_new_tokens=10, steps=8, block_length=4, cache="dual")
+    left = (written.history[:, 0] == program.mask_id).sum(-1)
+    assert left.tolist()[0] == 10
+    assert left[[3, 6, 8]].tolist() == [6, 2, 0]
+
+
+def test_one_step_a_block(program: Program) -> None:
+    """Steps equal to blocks: the call over everything writes the whole block."""
+    written = generate(program, PROMPT, max_new_tokens=12, steps=3, block_length=4, cache="dual")
+    assert (written.history[:, 0] == program.mask_id).sum(-1).tolist() == [12, 8, 4, 0]
+    assert written.forward_calls == 3
+
+
+def test_infilling_in_blocks(program: Program) -> None:
+    """Masks of the prompt are a first block, then comes the answer."""
+    prompt = list(PROMPT)
+    prompt[2] = prompt[4] = program.mask_id
+    for cache_mode in (None, "prefix", "dual"):
+        written = generate(program, prompt, max_new_tokens=8, block_length=4, cache=cache_mode)
+        states = written.history[:, 0] == program.mask_id
+        assert not states[-1].any()
+        inside = states[:, : len(PROMPT)].any(-1)
+        assert (states[inside][:, len(PROMPT) :]).all()
+
+
+def test_more_rows_than_a_call_may_ask_for() -> None:
+    class Narrow(DreamEdge):
+        max_rows = 3  # type: ignore[assignment]
+
+    whole = eager("gqa2")
+    narrow = Narrow(whole.config)
+    narrow.load_state_dict(whole.state_dict())
+    options: dict[str, Any] = {"max_new_tokens": 8, "steps": 4}
+    expected, written = generate(whole, PROMPT, **options), generate(narrow, PROMPT, **options)
+    assert torch.equal(written.history, expected.history)
+    assert written.forward_calls > expected.forward_calls
+
+
+REFUSED = [
+    ({"prompt_ids": []}, "empty"),
+    ({"prompt_ids": [[1], []]}, "empty"),
+    ({"prompt_ids": torch.zeros(1, 1, 1, dtype=torch.int64)}, r"\[P\] or \[B, P\]"),
+    ({"prompt_ids": torch.zeros(3)}, "integers"),
+    ({"prompt_ids": "text"}, "token ids"),
+    ({"prompt_ids": [1, 320]}, "320 is outside the vocabulary, 0..319"),
+    ({"prompt_ids": [-1]}, "-1 is outside"),
+    ({"prompt_ids": [1] * 300}, "the prompt has 300 tokens, max_seq_len is 256"),
+    ({"max_new_tokens": 251}, "at most 250 new tokens fit"),
+    ({"max_new_tokens": -1}, "max_new_tokens -1"),
+    ({"steps": 0}, "steps 0"),
+    ({"steps": 2, "block_length": 4}, "steps 2: must be at least 1 for each of the 3 blocks"),
+    ({"alg": "best"}, "there are origin, maskgit_plus, topk_margin, entropy"),
+    ({"cache": "both"}, "there are prefix, dual, and None"),
+    ({"threshold": 1.5}, "threshold 1.5"),
+    ({"threshold": float("nan")}, "threshold nan"),
+    ({"top_p": 0.0}, "top_p 0.0"),
+    ({"top_k": 0}, "top_k 0"),
+    ({"temperature": -0.1}, "temperature -0.1"),
+    ({"temperature": float("inf")}, "temperature inf"),
+    ({"alg_temp": -1.0}, "alg_temp -1.0"),
+    ({"eps": 0.0}, "eps 0.0"),
+    ({"block_length": 0}, "block_length 0"),
+    ({"alg": "origin", "threshold": 0.5}, "origin"),
+    ({"alg": "origin", "alg_temp": 0.5}, "origin"),
+    ({"threshold": 0.5, "alg_temp": 0.5}, "give one of them"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), REFUSED, ids=[said for _, said in REFUSED])
+def test_refused(program: Program, options: dict[str, Any], said: str) -> None:
+    arguments: dict[str, Any] = {"prompt_ids": PROMPT, "max_new_tokens": 12} | options
+    with pytest.raises(OptionError, match=said) as raised:
+        generate(program, arguments.pop("prompt_ids"), **arguments)
+    assert "\n" not in str(raised.value)
+
+
+def test_runtime_needs_torch_and_executorch_only() -> None:
+    others = {"pipeline", "recipes", "model", "hydra", "rich", "safetensors", "tokenizers", "torchao"}
+    check = f"import sys, runtime; print({others} & {{name.split('.')[0] for name in sys.modules}})"
+    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "set()"
