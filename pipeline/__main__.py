@@ -13,9 +13,12 @@ usage: python -m pipeline COMMAND [key=value ...]
 commands:
   run       build an artifact        [checkpoint=DIR] [recipe=NAME] [output=DIR] [overwrite=true]
   validate  check an artifact again  artifact=DIR [checkpoint=DIR]
+  generate  write text               artifact=DIR [prompt=TEXT | prompts=FILE] [cache=dual] [threshold=0.9]
+  evaluate  let it solve a task      artifact=DIR [task=NAME] [n=N] [caches=[none,prefix,dual]]
+  bench     measure its speed        artifact=DIR [output=FILE]
   recipes   list the recipes
 
-`run --help` and `validate --help` list the keys. Configuration is Hydra's: `run --cfg job` shows all of it,
+`COMMAND --help` lists the keys of a command. Configuration is Hydra's: `run --cfg job` shows all of it,
 `run --multirun recipe=int4_xnnpack,int8_xnnpack` builds several. The same program is installed as `dreamedge`;
 eval "$(dreamedge --shell-completion install=bash)" completes its commands, keys and values.
 

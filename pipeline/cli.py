@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import hydra
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from pipeline.config import CONF, check_keys, explain, load_recipe, recipe_names, register
+from pipeline.config import CONF, check_keys, explain, load_recipe, names_of, register
 from pipeline.errors import INTERNAL_ERROR, INTERRUPTED, PipelineError, UsageError
 
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -25,6 +25,8 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 # Hydra's flags that make sense here; its others change which files are the configuration.
 FLAGS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--package", "-p", "--resolve", "--multirun", "-m"}
+# Keys whose value is taken as it stands.
+TEXT_KEYS = {"prompt"}
 FLAGS |= {"--shell-completion", "-sc"}
 
 
@@ -55,6 +57,9 @@ def _under_hydra(
     for argument in arguments:
         if argument.startswith("-") and argument.partition("=")[0] not in FLAGS:
             raise UsageError(f"no flag {argument!r}; there are {', '.join(sorted(FLAGS))}")
+    # Text is the user's, not Hydra's: it may hold commas, braces and quotes.
+    texts = {key: text for key, _, text in (argument.partition("=") for argument in arguments) if key in TEXT_KEYS}
+    arguments = [argument for argument in arguments if argument.partition("=")[0] not in TEXT_KEYS]
     register()
     # Hydra then raises what it would print; `explain` says it in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -64,7 +69,7 @@ def _under_hydra(
     def job(config: DictConfig) -> None:
         try:
             check_keys(config, command)
-            task(_typed(config, command))
+            task(replace(_typed(config, command), **texts))
         except PipelineError as error:
             failed.append(_fail(str(error), error.exit_code))
         except Exception as error:  # noqa: BLE001 (the last resort: a line, not a traceback)
@@ -112,8 +117,26 @@ def _validate(config: Any) -> None:
     console = _console()
     display = Display(console)
     with display.live():
-        figures = revalidate(Path(config.artifact), Path(config.checkpoint) if config.checkpoint else None, display)
+        figures = revalidate(config, display)
     show_figures(console, figures)
+
+
+def _generate(config: Any) -> None:
+    from pipeline.generate import answer_lines, answer_prompt
+
+    (answer_prompt if config.prompts is None else answer_lines)(config, err)
+
+
+def _evaluate(config: Any) -> None:
+    from pipeline.evaluate import evaluate
+
+    evaluate(config, _console(), err)
+
+
+def _bench(config: Any) -> None:
+    from pipeline.bench import bench
+
+    bench(config, _console(), err)
 
 
 def _complete(arguments: list[str]) -> int:
@@ -132,7 +155,7 @@ def _recipes() -> int:
     from pipeline.display import table
 
     listing = table(None, "recipe", "what it makes")
-    for name in recipe_names():
+    for name in names_of("recipe"):
         listing.add_row(name, load_recipe(name).description)
     _console().print(listing)
     return 0
@@ -144,7 +167,13 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=120)
 
 
-COMMANDS: dict[str, Callable[[Any], None]] = {"run": _run, "validate": _validate}
+COMMANDS: dict[str, Callable[[Any], None]] = {
+    "run": _run,
+    "validate": _validate,
+    "generate": _generate,
+    "evaluate": _evaluate,
+    "bench": _bench,
+}
 
 
 def _fail(message: str, exit_code: int) -> int:

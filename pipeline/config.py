@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 import tempfile
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import MissingConfigException, OverrideParseException
@@ -19,6 +20,7 @@ from recipes.blocks import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
+T = TypeVar("T")
 
 
 @dataclass
@@ -37,7 +39,9 @@ class ValidationConfig:
 class TaskConfig:
     name: str = MISSING
     prompts: str | None = None
+    checker: str | None = None
     new_tokens: int = 32
+    threshold: float | None = None
     n_solve: int = 0
 
 
@@ -56,9 +60,87 @@ class RunConfig:
 class ValidateConfig:
     artifact: str = MISSING
     checkpoint: str | None = None
+    prompts: str | None = None
+    checker: str | None = None
 
 
-SCHEMAS = {"run": RunConfig, "validate": ValidateConfig}
+class Algorithm(Enum):
+    origin = "origin"
+    maskgit_plus = "maskgit_plus"
+    topk_margin = "topk_margin"
+    entropy = "entropy"
+
+
+class Cache(Enum):
+    none = "none"
+    prefix = "prefix"
+    dual = "dual"
+
+
+@dataclass
+class DecodingConfig:
+    """The options of `runtime.generate`, by their names there."""
+
+    max_new_tokens: int | None = None
+    steps: int | None = None
+    alg: Algorithm = Algorithm.entropy
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    alg_temp: float | None = None
+    eps: float = 1e-3
+    block_length: int | None = None
+    threshold: float | None = None
+    seed: int | None = None
+    stop_at_eos: bool = True
+
+
+@dataclass
+class GenerateConfig(DecodingConfig):
+    artifact: str = MISSING
+    prompt: str | None = None
+    prompts: str | None = None
+    chat: bool = False
+    cache: Cache = Cache.none
+
+
+@dataclass
+class EvaluateConfig(DecodingConfig):
+    artifact: str = MISSING
+    task: TaskConfig = field(default_factory=TaskConfig)
+    n: int = 1000
+    caches: list[Cache] = field(default_factory=lambda: [Cache.none])
+    output: str | None = None
+
+
+@dataclass
+class BenchConfig:
+    artifact: str = MISSING
+    lengths: list[int] = field(default_factory=list)
+    prompt_len: int = 64
+    new_tokens: int = 256
+    block_length: int = 32
+    steps: int | None = None
+    threshold: float = 0.9
+    repeats: int = 3
+    seed: int = 0
+    output: str | None = None
+
+
+SCHEMAS = {
+    "run": RunConfig,
+    "validate": ValidateConfig,
+    "generate": GenerateConfig,
+    "evaluate": EvaluateConfig,
+    "bench": BenchConfig,
+}
+
+
+def decoding_options(config: DecodingConfig) -> dict[str, Any]:
+    """The keyword arguments of `runtime.generate`, but for the length and the cache."""
+    options = {f.name: getattr(config, f.name) for f in fields(DecodingConfig)}
+    del options["max_new_tokens"]
+    return options | {"alg": config.alg.value}
 
 
 def register() -> None:
@@ -71,21 +153,33 @@ def register() -> None:
     OmegaConf.register_new_resolver("basename", lambda path: Path(path).resolve().name, replace=True)
 
 
-def recipe_names() -> list[str]:
-    return sorted(file.stem for file in (CONF / "recipe").glob("*.yaml"))
+def names_of(group: str) -> list[str]:
+    """The choices of `conf/GROUP/`."""
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
 def load_recipe(name: str) -> Recipe:
     """The recipe of `conf/recipe/NAME.yaml`, checked. Raises `UsageError`."""
-    if name not in recipe_names():
-        raise UsageError(f"no recipe {name!r}{_nearest(name, recipe_names())}; there are {', '.join(recipe_names())}")
+    return _choice("recipe", name, Recipe)
+
+
+def load_task(name: str) -> TaskConfig:
+    """The task of `conf/task/NAME.yaml`, checked. Raises `UsageError`."""
+    return _choice("task", name, TaskConfig)
+
+
+def _choice(group: str, name: str, schema: type[T]) -> T:
+    names = names_of(group)
+    if name not in names:
+        raise UsageError(f"no {group} {name!r}{_nearest(name, names)}; there are {', '.join(names)}")
+    register()
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(CONF / "recipe" / f"{name}.yaml"))
-        recipe = OmegaConf.to_object(merged)
+        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(CONF / group / f"{name}.yaml"))
+        chosen = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise UsageError(f"conf/recipe/{name}.yaml: {explain(error, 'run')}") from error
-    assert isinstance(recipe, Recipe)
-    return recipe
+        raise UsageError(f"conf/{group}/{name}.yaml: {explain(error, 'run')}") from error
+    assert isinstance(chosen, schema)
+    return chosen
 
 
 def explain(error: Exception, command: str) -> str:

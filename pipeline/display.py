@@ -62,7 +62,7 @@ class Display:
         started = time.perf_counter()
         task = self._progress.add_task(name, total=1, detail="", peak_rss=None)
         yield lambda detail: self._progress.update(task, detail=detail)
-        stats = StageStats(name, time.perf_counter() - started, _peak_rss())
+        stats = StageStats(name, time.perf_counter() - started, peak_rss())
         self.stages.append(stats)
         self._progress.update(task, completed=1, detail="", peak_rss=stats.peak_rss)
         if not self.console.is_terminal:
@@ -82,7 +82,7 @@ def table(title: str | None, *columns: str) -> Table:
     return made
 
 
-def _peak_rss() -> int:
+def peak_rss() -> int:
     """The kernel's high-water mark of this process since the last reset, bytes."""
     status = Path("/proc/self/status")
     if not status.exists():  # not Linux

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model import CheckpointError, ConfigError, DreamEdge, DreamEdgeConfig, load_hf_model
 from model.checkpoint import INDEX, weight_files
 from pipeline.errors import InputError
+from pipeline.tokenizer import chat_template, load_tokenizer
 from runtime.artifact import sha256
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -31,6 +36,7 @@ class Loaded:
     folder: Path
     weights: int
     digests: dict[str, str]
+    tokenizer: Tokenizer | None
     tokenizer_files: tuple[Path, ...]
 
 
@@ -41,7 +47,8 @@ def load(folder: Path) -> Loaded:
         files = weight_files(folder)
     except (CheckpointError, ConfigError, OSError) as error:
         raise InputError(str(error)) from error
-    _check_tokenizer(folder / "tokenizer.json")
+    tokenizer = load_tokenizer(folder)
+    chat_template(folder)
     hashed = [folder / "config.json", *files, *([folder / INDEX] if (folder / INDEX).is_file() else [])]
     return Loaded(
         model=model,
@@ -49,16 +56,6 @@ def load(folder: Path) -> Loaded:
         folder=folder,
         weights=sum(file.stat().st_size for file in files),
         digests={file.name: sha256(file) for file in hashed},
+        tokenizer=tokenizer,
         tokenizer_files=tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file()),
     )
-
-
-def _check_tokenizer(file: Path) -> None:
-    if not file.is_file():
-        return
-    from tokenizers import Tokenizer
-
-    try:
-        Tokenizer.from_file(str(file))
-    except Exception as error:
-        raise InputError(f"{file}: not a tokenizer: {error}") from error

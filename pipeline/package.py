@@ -20,6 +20,7 @@ from pipeline.display import StageStats
 from pipeline.errors import OutputError
 from pipeline.load import Loaded
 from pipeline.lower import Lowered
+from pipeline.tokenizer import TOKENIZER_FILE
 from pipeline.validate import Validated
 from recipes.static_program import CONTRACT_VERSION
 from runtime.artifact import MANIFEST_FILE, SCHEMA_VERSION, figure_dict, sha256
@@ -62,9 +63,14 @@ def staging(output: Path, overwrite: bool) -> Iterator[Path]:
 def package(
     folder: Path, config: RunConfig, loaded: Loaded, lowered: Lowered, validated: Validated, stages: list[StageStats]
 ) -> dict[str, Any]:
-    """Complete the staging folder: tokenizer files, `report.json`, and the manifest over all of it."""
+    """Complete the staging folder: tokenizer files, `report.json`, and the manifest over all of it.
+
+    Whatever tokenizer files the checkpoint has, an artifact has a tokenizer.json.
+    """
     for file in loaded.tokenizer_files:
         shutil.copyfile(file, folder / file.name)
+    if loaded.tokenizer is not None and not (folder / TOKENIZER_FILE).is_file():
+        loaded.tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
     (folder / REPORT_FILE).write_text(_json(_report(validated, stages)), encoding="utf-8")
     manifest = _manifest(folder, config, loaded, lowered, validated)
     (folder / MANIFEST_FILE).write_text(_json(manifest), encoding="utf-8")
@@ -117,7 +123,7 @@ def _manifest(
         "checkpoint": {"name": loaded.folder.resolve().name, "bytes": loaded.weights, "sha256": loaded.digests},
         "model": loaded.config.to_hf(),
         "recipe": asdict(config.recipe),
-        "task": asdict(config.task) | {"prompts": config.task.prompts and Path(config.task.prompts).name},
+        "task": asdict(config.task) | {"prompts": _name(config.task.prompts), "checker": _name(config.task.checker)},
         "validation": asdict(config.validation),
         "export": {"max_seq_len": lowered.max_seq_len, "max_rows": lowered.max_rows},
         "versions": {name: version(name) for name in ("torch", "executorch", "torchao")}
@@ -142,6 +148,11 @@ def _manifest(
             if file.name != MANIFEST_FILE
         },
     }
+
+
+def _name(file: str | None) -> str | None:
+    """A manifest names no path of the machine that made it."""
+    return file and Path(file).name
 
 
 def _json(content: dict[str, Any]) -> str:

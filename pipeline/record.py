@@ -11,10 +11,10 @@ from model import DreamEdge
 from pipeline.config import TaskConfig, ValidationConfig
 from pipeline.errors import UsageError
 from pipeline.load import Loaded
-from pipeline.tasks import CHECKERS, read_prompts
+from pipeline.tasks import load_checker, read_prompts
+from pipeline.tokenizer import encode
 from runtime.generate import generate
 from runtime.reference import Call, Expected, Reference, Sequence, Task
-from runtime.replay import SOLVED_BY
 
 MAX_BLOCK = 32
 MIN_PROMPTS = 8
@@ -31,8 +31,12 @@ def check_settings(task: TaskConfig, settings: ValidationConfig) -> None:
         raise UsageError(f"task.new_tokens {task.new_tokens}: must be at least 1")
     if task.n_solve < 0:
         raise UsageError(f"task.n_solve {task.n_solve}: must be at least 0")
-    if task.n_solve and task.name not in CHECKERS:
-        raise UsageError(f"task.name {task.name!r}: nothing checks its answers; there are {', '.join(CHECKERS)}")
+    if task.threshold is not None and not 0 <= task.threshold <= 1:
+        raise UsageError(f"task.threshold {task.threshold}: is a probability, 0 to 1")
+    if task.n_solve and (task.prompts is None or task.checker is None):
+        raise UsageError(f"task.n_solve {task.n_solve}: solving takes task.prompts and task.checker")
+    if task.checker is not None:
+        load_checker(Path(task.checker))
     if task.prompts is not None:
         read_prompts(Path(task.prompts))
 
@@ -44,12 +48,8 @@ def prompts_of(loaded: Loaded, task: TaskConfig, validation: ValidationConfig, m
     """
     n = max(validation.n_prompts, task.n_solve)
     room = max(1, max_seq_len // 2)
-    tokenizer_file = loaded.folder / "tokenizer.json"
-    if task.prompts is not None and tokenizer_file.is_file():
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(tokenizer_file))
-        encoded = [tokenizer.encode(text).ids[:room] for text in read_prompts(Path(task.prompts))[:n]]
+    if task.prompts is not None and loaded.tokenizer is not None:
+        encoded = [encode(loaded.tokenizer, text)[:room] for text in read_prompts(Path(task.prompts))[:n]]
         return [torch.tensor(ids) for ids in encoded if ids]
     generator = torch.Generator().manual_seed(validation.seed)
     vocab = torch.arange(loaded.config.vocab_size)
@@ -70,7 +70,7 @@ def whole_sequences(
     sequences = []
     for i, prompt in enumerate(prompts[: settings.n_prompts]):
         n_new = min(new_tokens, S - len(prompt))
-        tokens = generate(float32, prompt, max_new_tokens=n_new, alg=SOLVED_BY).tokens[0]
+        tokens = generate(float32, prompt, max_new_tokens=n_new, alg="maskgit_plus").tokens[0]
         hidden = torch.rand(n_new, generator=generator) < 1 - i / settings.n_prompts
         hidden[int(torch.randint(n_new, (1,), generator=generator))] = True
         tokens[len(prompt) :][hidden] = mask_id
@@ -194,14 +194,7 @@ class TieMargin:
 
 def task_of(loaded: Loaded, prompts: list[Tensor], task: TaskConfig, max_seq_len: int) -> Task | None:
     """The prompts that are to be solved, if the checkpoint can read the task."""
-    if not task.n_solve or task.prompts is None or not (loaded.folder / "tokenizer.json").is_file():
+    if not task.n_solve or task.prompts is None or loaded.tokenizer is None:
         return None
-    chosen = prompts[: task.n_solve]
-    if len({len(prompt) for prompt in chosen}) != 1 or len(chosen[0]) + task.new_tokens > max_seq_len:
-        return None
-    return Task(torch.stack(chosen), task.new_tokens, loaded.config.mask_token_id)
-
-
-def solve_in_eager(model: DreamEdge, task: Task) -> Tensor:
-    """Answers int64 [N, n_new], as `runtime.replay` lets the program find them."""
-    return generate(model, task.prompts, max_new_tokens=task.n_new, alg=SOLVED_BY).tokens[:, -task.n_new :]
+    chosen = [prompt for prompt in prompts[: task.n_solve] if len(prompt) + task.new_tokens <= max_seq_len]
+    return Task(tuple(chosen), task.new_tokens, task.threshold) if chosen else None

@@ -5,18 +5,27 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from omegaconf import OmegaConf
 
-from pipeline.config import ROOT, ExportConfig, RunConfig, TaskConfig, ValidationConfig
+from pipeline.config import (
+    ExportConfig,
+    RunConfig,
+    TaskConfig,
+    ValidateConfig,
+    ValidationConfig,
+    load_task,
+    names_of,
+)
 from pipeline.display import Display
-from pipeline.errors import BadArtifactError, InputError
+from pipeline.errors import BadArtifactError, InputError, UsageError
 from pipeline.export import export
 from pipeline.load import load
 from pipeline.lower import lower
 from pipeline.quantize import quantize
 from pipeline.record import check_settings
+from pipeline.tokenizer import TOKENIZER_FILE, load_tokenizer
 from pipeline.validate import Solved, share_solved, solved_figure, validate
 from recipes.blocks import Recipe
 from runtime.artifact import (
@@ -29,26 +38,32 @@ from runtime.artifact import (
 )
 from runtime.figures import Figure
 from runtime.program import MODEL_FILE, ProgramError
-from runtime.reference import ReferenceError, load_reference
+from runtime.reference import ReferenceError
+
+T = TypeVar("T")
+CHECKS = "prompts=FILE (with a checkpoint) and checker=FILE"
 
 
-def revalidate(artifact: Path, checkpoint: Path | None, display: Display) -> list[Figure]:
+def revalidate(config: ValidateConfig, display: Display) -> list[Figure]:
     """Every figure anew. With the checkpoint eager's outputs too, and the export is repeated byte for byte.
 
     Raises `BadArtifactError`, `InputError` for a checkpoint that is not the artifact's.
     """
+    artifact = Path(config.artifact)
     try:
         manifest = read_manifest(artifact)
-        if checkpoint is not None:
-            return _against_checkpoint(artifact, manifest, checkpoint, display)
+        task = _task_of(artifact, manifest, config)
+        if config.checkpoint is not None:
+            return _against_checkpoint(artifact, manifest, task, Path(config.checkpoint), display)
         with display.stage("validate"):
             measured = check_artifact(artifact)
-        task = load_reference(artifact / REFERENCE_FILE).task
-        if task is None:
+        if measured.reference.task is None or measured.replay.answers is None or task.checker is None:
             return measured.figures
+        tokenizer = load_tokenizer(artifact)
+        if tokenizer is None:
+            raise BadArtifactError(f"{artifact}: no {TOKENIZER_FILE}, its task cannot be checked")
         recorded = manifest["solved"]
-        assert measured.replay.answers is not None
-        share = share_solved(artifact, recorded["task"], task, measured.replay.answers)
+        share = share_solved(tokenizer, Path(task.checker), measured.reference.task, measured.replay.answers)
         solved = Solved(recorded["task"], recorded["n"], recorded["float32"], share)
         return [*measured.figures, solved_figure(solved, manifest["recipe"]["bounds"]["solved_drop"])]
     except (ArtifactError, ProgramError, ReferenceError) as error:
@@ -60,9 +75,11 @@ def revalidate(artifact: Path, checkpoint: Path | None, display: Display) -> lis
         ) from error
 
 
-def _against_checkpoint(artifact: Path, manifest: dict[str, Any], checkpoint: Path, display: Display) -> list[Figure]:
+def _against_checkpoint(
+    artifact: Path, manifest: dict[str, Any], task: TaskConfig, checkpoint: Path, display: Display
+) -> list[Figure]:
     config = _config_of(artifact, manifest)
-    check_settings(config.task, config.validation)
+    check_settings(task, config.validation)
     with display.stage("load"):
         loaded = load(checkpoint)
         if loaded.digests != manifest["checkpoint"]["sha256"]:
@@ -79,30 +96,35 @@ def _against_checkpoint(artifact: Path, manifest: dict[str, Any], checkpoint: Pa
         with display.stage("validate") as report:
             given = replace(again, pte=artifact / MODEL_FILE)
             reference_file = Path(folder) / REFERENCE_FILE
-            validated = validate(given, quantized, loaded, config.task, config.validation, reference_file, report)
+            validated = validate(given, quantized, loaded, task, config.validation, reference_file, report)
     return [*validated.figures, repeated]
+
+
+def _task_of(artifact: Path, manifest: dict[str, Any], config: ValidateConfig) -> TaskConfig:
+    """The task that the artifact was validated with.
+
+    Its files are those of `conf/task/`, or the user's: what a manifest names is not opened, and not run.
+    """
+    task = _part(artifact, TaskConfig, manifest["task"])
+    known = load_task(task.name) if task.name in names_of("task") else TaskConfig()
+    prompts, checker = config.prompts or known.prompts, config.checker or known.checker
+    if task.n_solve and (checker is None or (config.checkpoint is not None and prompts is None)):
+        raise UsageError(f"{artifact} was validated on a task {task.name!r}, which is none of conf/task: give {CHECKS}")
+    return replace(task, prompts=prompts, checker=checker)
 
 
 def _config_of(artifact: Path, manifest: dict[str, Any]) -> RunConfig:
     """The configuration that the artifact was made with, checked against the types as any other."""
+    return RunConfig(
+        recipe=_part(artifact, Recipe, manifest["recipe"]),
+        export=_part(artifact, ExportConfig, manifest["export"]),
+        validation=_part(artifact, ValidationConfig, manifest["validation"]),
+    )
+
+
+def _part(artifact: Path, schema: type[T], values: Any) -> T:
     try:
-        task = dict(manifest["task"])
-        if task["prompts"] is not None:
-            task["prompts"] = str(ROOT / "assets" / "tasks" / Path(task["prompts"]).name)
-        parts = [
-            (Recipe, manifest["recipe"]),
-            (TaskConfig, task),
-            (ExportConfig, manifest["export"]),
-            (ValidationConfig, manifest["validation"]),
-        ]
-        recipe, task_config, export_config, validation = (
-            OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)) for schema, values in parts
-        )
+        part = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except Exception as error:
         raise BadArtifactError(f"{artifact / MANIFEST_FILE}: not a manifest: {error}") from error
-    return RunConfig(
-        recipe=cast(Recipe, recipe),
-        task=cast(TaskConfig, task_config),
-        export=cast(ExportConfig, export_config),
-        validation=cast(ValidationConfig, validation),
-    )
+    return cast(T, part)

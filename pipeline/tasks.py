@@ -1,30 +1,27 @@
-"""Tasks: prompts as JSON lines, and a checker that says whether an answer solves its prompt."""
+"""Tasks: prompts as JSON lines, and a Python file whose `check(prompt, answer)` says whether an answer solves it."""
 
 from __future__ import annotations
 
 import json
+import math
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import UsageError
 
-
-def sudoku(prompt: str, answer: str) -> bool:
-    """4x4 sudoku, four lines of digits, 0 = blank: the grid is filled, valid, and keeps the givens."""
-    puzzle, grid = prompt.split("\n"), answer.split("\n")
-    if [len(row) for row in puzzle] != [4] * 4 or len(grid) != 4 or any(sorted(row) != list("1234") for row in grid):
-        return False
-    columns = ["".join(row[c] for row in grid) for c in range(4)]
-    boxes = [grid[r][c : c + 2] + grid[r + 1][c : c + 2] for r in (0, 2) for c in (0, 2)]
-    keeps = all(
-        given in ("0", cell)
-        for row, filled in zip(puzzle, grid, strict=True)
-        for given, cell in zip(row, filled, strict=True)
-    )
-    return keeps and all(sorted(unit) == list("1234") for unit in columns + boxes)
+Checker = Callable[[str, str], bool]
 
 
-CHECKERS: dict[str, Callable[[str, str], bool]] = {"sudoku": sudoku}
+def load_checker(file: Path) -> Checker:
+    """Runs the file. Raises `UsageError` if there is no `check` in it."""
+    try:
+        check = runpy.run_path(str(file)).get("check")
+    except Exception as error:
+        raise UsageError(f"task.checker: {file} cannot be run: {type(error).__name__}: {error}") from error
+    if not callable(check):
+        raise UsageError(f"task.checker: {file} has no function check(prompt, answer)")
+    return check
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -37,8 +34,16 @@ def read_prompts(file: Path) -> list[str]:
     for number, line in enumerate(lines, start=1):
         try:
             prompts.append(str(json.loads(line)["prompt"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UsageError(f'{file}, line {number}: expected a JSON object with a "prompt"') from error
     if not any(prompts):
         raise UsageError(f"task.prompts: {file} holds no prompt")
     return prompts
+
+
+def wilson_interval(k: int, n: int) -> tuple[float, float]:
+    """The 95% interval (low, high) of a share of which k of n were seen (Wilson, 1927)."""
+    z = 1.959964
+    middle = (k + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
+    return max(0.0, middle - half), min(1.0, middle + half)

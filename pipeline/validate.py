@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +21,20 @@ from pipeline.record import (
     prompts_of,
     record,
     short_sequences,
-    solve_in_eager,
     task_of,
     whole_sequences,
 )
-from pipeline.tasks import CHECKERS
+from pipeline.tasks import load_checker
+from pipeline.tokenizer import decode
 from recipes.blocks import Backend, LinearQuant, Recipe
 from runtime.artifact import Measured, measure
 from runtime.figures import ExpectedFormat, Figure
 from runtime.program import ProgramError
 from runtime.reference import Reference, Task, save_reference
+from runtime.replay import solve
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,14 @@ def validate(
     figures = list(measured.figures)
     solved = None
     if reference.task is not None and float32_answers is not None and measured.replay.answers is not None:
+        assert task_config.checker is not None
+        assert loaded.tokenizer is not None
+        checker = Path(task_config.checker)
         solved = Solved(
             task_config.name,
             len(reference.task.prompts),
-            float32=share_solved(loaded.folder, task_config.name, reference.task, float32_answers),
-            program=share_solved(loaded.folder, task_config.name, reference.task, measured.replay.answers),
+            float32=share_solved(loaded.tokenizer, checker, reference.task, float32_answers),
+            program=share_solved(loaded.tokenizer, checker, reference.task, measured.replay.answers),
         )
         figures.append(solved_figure(solved, quantized.recipe.bounds.solved_drop))
     return Validated(figures, measured, expected, solved)
@@ -106,17 +114,14 @@ def make_reference(
         *short_sequences(model, prompts),
     )
     task = task_of(loaded, prompts, task_config, max_seq_len)
-    answers = solve_in_eager(float32, task) if task is not None else None
+    answers = solve(float32, task) if task is not None else None
     return record(model, float32, sequences, task, max_seq_len), answers
 
 
-def share_solved(tokenizer_folder: Path, task_name: str, task: Task, answers: Tensor) -> float:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
-    check = CHECKERS[task_name]
+def share_solved(tokenizer: Tokenizer, checker: Path, task: Task, answers: Tensor) -> float:
+    check = load_checker(checker)
     solved = [
-        check(tokenizer.decode(prompt.tolist()), tokenizer.decode(answer.tolist()))
+        check(decode(tokenizer, prompt.tolist()), decode(tokenizer, answer.tolist()))
         for prompt, answer in zip(task.prompts, answers, strict=True)
     ]
     return sum(solved) / len(solved)

@@ -17,7 +17,7 @@ from runtime.replay import Replay, replay
 
 MANIFEST_FILE = "manifest.json"
 REFERENCE_FILE = "reference.safetensors"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # The bounds of a recipe that decide without a task.
 BOUNDS = ("fidelity_db", "fidelity_exact_db", "top1_agreement", "kl_divergence", "sqnr_db", "cosine", "max_abs_diff")
 
@@ -30,13 +30,14 @@ class ArtifactError(RuntimeError):
 class Measured:
     """figures: with their bounds. replay: the first of two runs."""
 
+    reference: Reference
     figures: list[Figure]
     replay: Replay
     format: ProgramFormat
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, once every file that it names is as it says. Raises `ArtifactError`."""
+def load_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest as it stands; what it says of the files is not looked at. Raises `ArtifactError`."""
     file = folder / MANIFEST_FILE
     try:
         is_folder, is_file = folder.is_dir(), file.is_file()
@@ -48,12 +49,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{folder}: no {MANIFEST_FILE}: not an artifact, or not a whole one")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        version, files = manifest["schema_version"], manifest["files"]
-        expected = {name: (entry["sha256"], entry["bytes"]) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        version = manifest["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{file}: not a manifest: {type(error).__name__}: {error}") from error
     if version != SCHEMA_VERSION:
         raise ArtifactError(f"{file}: schema version {version!r}, this program reads version {SCHEMA_VERSION}")
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, once every file that it names is as it says. Raises `ArtifactError`."""
+    manifest, file = load_manifest(folder), folder / MANIFEST_FILE
+    try:
+        expected = {name: (entry["sha256"], entry["bytes"]) for name, entry in manifest["files"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{file}: not a manifest: {type(error).__name__}: {error}") from error
     missing = {MODEL_FILE, REFERENCE_FILE} - set(expected)
     if missing:
         raise ArtifactError(f"{file}: names no {', '.join(sorted(missing))}")
@@ -124,7 +134,7 @@ def measure(
         metadata(first, expected),
         repeatability(first, second),
     ]
-    return Measured(figures, first, found)
+    return Measured(reference, figures, first, found)
 
 
 def figure_dict(figure: Figure) -> dict[str, Any]:

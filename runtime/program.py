@@ -60,7 +60,7 @@ class Program:
         lines: list[str] = []
         try:
             with _captured_stderr() as lines:
-                program = _runtime().load_program(file)
+                program = executorch_runtime().load_program(file)
                 metadata = _read_metadata(file, program)
                 forward = program.load_method("forward")
         except (RuntimeError, ValueError) as error:
@@ -157,7 +157,7 @@ def _check_size(file: Path) -> None:
         raise ProgramError(f"{file}: truncated: {file.stat().st_size} bytes of {expected}")
 
 
-def _runtime() -> Any:
+def executorch_runtime() -> Any:
     """The process's runtime, with the kernels that our programs call."""
     import warnings
 

@@ -54,11 +54,11 @@ class Expected:
 
 @dataclass(frozen=True)
 class Task:
-    """Prompts int64 [N, P] to fill `n_new` masks after, one a call of the greedy sampler."""
+    """Prompts, int64 [P] each, to write `n_new` tokens after: one a step, or all above the threshold."""
 
-    prompts: Tensor
+    prompts: tuple[Tensor, ...]
     n_new: int
-    mask_id: int
+    threshold: float | None
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,9 @@ def save_reference(reference: Reference, file: Path) -> None:
         listing.append({"name": sequence.name, "calls": calls})
     header: dict[str, object] = {"sequences": listing}
     if reference.task is not None:
-        tensors["task/prompts"] = reference.task.prompts
-        header["task"] = {"n_new": reference.task.n_new, "mask_id": reference.task.mask_id}
+        tensors["task/prompts"] = torch.cat(reference.task.prompts)
+        tensors["task/lengths"] = torch.tensor([len(prompt) for prompt in reference.task.prompts])
+        header["task"] = {"n_new": reference.task.n_new, "threshold": reference.task.threshold}
     # Sorted, so that the same content is the same bytes.
     save_file(
         {name: tensor.clone() for name, tensor in sorted(tensors.items())},
@@ -119,7 +120,9 @@ def load_reference(file: Path) -> Reference:
                 expected.append(tuple(logits))
             task = header.get("task")
             if task is not None:
-                task = Task(opened.get_tensor("task/prompts").to(torch.int64), task["n_new"], task["mask_id"])
+                lengths = opened.get_tensor("task/lengths").tolist()
+                prompts = opened.get_tensor("task/prompts").to(torch.int64).split(lengths)
+                task = Task(tuple(prompts), task["n_new"], task["threshold"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ReferenceError(f"{file}: not readable as recorded calls: {error}") from error
     # A file that was cut down must not pass: each use of the contract is there.

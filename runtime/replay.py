@@ -16,16 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from runtime.generate import generate
+from runtime.generate import Network, generate
 from runtime.program import Program, ProgramError
 from runtime.reference import Reference, ReferenceError, Task, load_reference
-
-# How tasks are solved, by the program and in eager: one token a step, the surest first.
-SOLVED_BY = "maskgit_plus"
 
 
 @dataclass(frozen=True)
@@ -82,9 +80,14 @@ def _run(program: Program, reference: Reference, task: Task | None) -> dict[str,
             logits = program.forward(call.tokens, call.start_pos, call.kv_len, call.rows)
             outputs[f"{sequence.name}/{i}"] = logits[0].contiguous().clone()
     if task is not None:
-        solved = generate(program, task.prompts, max_new_tokens=task.n_new, alg=SOLVED_BY)
-        outputs["task/answers"] = solved.tokens[:, -task.n_new :].contiguous()
+        outputs["task/answers"] = solve(program, task)
     return outputs
+
+
+def solve(network: Network, task: Task) -> Tensor:
+    """Answers int64 [N, n_new]: the program's, or in eager those to compare with."""
+    solved = generate(network, task.prompts, max_new_tokens=task.n_new, alg="maskgit_plus", threshold=task.threshold)
+    return torch.stack(solved.answers)
 
 
 def main() -> None:

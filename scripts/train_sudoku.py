@@ -35,10 +35,12 @@ from torch import Tensor
 
 from model import DreamEdge, DreamEdgeConfig
 from model.checkpoint import hf_name
-from pipeline.tasks import sudoku
-from runtime.generate import fill_masks
+from pipeline.tasks import load_checker
+from runtime import generate
 
 log = logging.getLogger("train_sudoku")
+
+CHECKER = Path(__file__).parent.parent / "assets" / "tasks" / "sudoku.py"
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>"]
 VOCAB_SIZE = 288  # 256 bytes, the special tokens, and reserved ones up to a multiple of 32
@@ -163,15 +165,11 @@ def held_out_puzzles(n: int, seed: int) -> list[str]:
 
 
 def share_solved(model: DreamEdge, texts: list[str]) -> float:
-    """Of these puzzles, solved greedily, one token a step: a filled, valid grid that keeps the givens counts."""
-    prompts_NT = torch.tensor([list(text.encode()) for text in texts])
-    masks_NT = torch.full_like(prompts_NT, CONFIG.mask_token_id)
-    filled = [
-        fill_masks(lambda tokens: model(tokens)[0], chunk, CONFIG.mask_token_id)[:, TEXT_LEN:]
-        for chunk in torch.cat([prompts_NT, masks_NT], dim=1).split(250)
-    ]
-    answers = ["".join(map(chr, answer)) for answer in torch.cat(filled).tolist()]
-    return sum(map(sudoku, texts, answers)) / len(texts)
+    """Of these puzzles: a filled, valid grid that keeps the givens counts."""
+    check = load_checker(CHECKER)
+    prompts = [list(text.encode()) for text in texts]
+    answers = generate(model, prompts, max_new_tokens=TEXT_LEN, threshold=0.9).answers
+    return sum(check(text, "".join(map(chr, answer))) for text, answer in zip(texts, answers, strict=True)) / len(texts)
 
 
 def train(args: argparse.Namespace) -> DreamEdge:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import HELP
-from pipeline.config import RunConfig, _keys, recipe_names
+from pipeline.config import RunConfig, _keys, names_of
 from runtime.artifact import read_manifest
 from tests.checkpoints import ROOT, Build
 
@@ -78,7 +78,7 @@ def test_the_example_recipe_is_one() -> None:
 
     (example,) = blocks((ROOT / "docs" / "recipes.md").read_text(), "yaml")
     recipe = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.create(example))
-    assert recipe.name not in recipe_names()
+    assert recipe.name not in names_of("recipe")
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/artifact.md", "docs/cache.md"])

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_recipe, recipe_names
+from pipeline.config import load_recipe, names_of
 from runtime import Program
 from runtime.artifact import read_manifest
 from tests.checkpoints import GOLDEN_NAMES, RECIPES, ROOT, Build
 
 
 def test_the_recipes_are_those_tested() -> None:
-    assert recipe_names() == sorted(RECIPES)
+    assert names_of("recipe") == sorted(RECIPES)
     assert all(load_recipe(name).name == name for name in RECIPES)
 
 

@@ -13,7 +13,7 @@ from model import DreamEdge, load_hf_model
 from pipeline.config import load_recipe
 from pipeline.lower import Lowered
 from pipeline.record import TieMargin, record
-from pipeline.tasks import read_prompts, sudoku
+from pipeline.tasks import load_checker, read_prompts, wilson_interval
 from pipeline.validate import bounds_of, expected_format
 from recipes.quantization import quantize_model
 from runtime.artifact import REFERENCE_FILE, expectations, read_manifest
@@ -21,7 +21,7 @@ from runtime.figures import TIE_MARGIN, Figure, fidelity, metadata, program_form
 from runtime.format import read_format
 from runtime.reference import Reference, load_reference, save_reference
 from runtime.replay import Replay, replay
-from tests.checkpoints import GOLDEN, Build
+from tests.checkpoints import GOLDEN, ROOT, Build
 
 Case = tuple[Path, Reference, Replay]
 
@@ -218,7 +218,7 @@ PUZZLE, ANSWER = "1003\n0300\n3210\n4132", "1423\n2341\n3214\n4132"
     ],
 )
 def test_the_sudoku_checker(answer: str, solves: bool) -> None:
-    assert sudoku(PUZZLE, answer) == solves
+    assert load_checker(ROOT / "assets" / "tasks" / "sudoku.py")(PUZZLE, answer) == solves
 
 
 def test_broken_prompts_name_their_line(tmp_path: Path) -> None:
@@ -228,3 +228,28 @@ def test_broken_prompts_name_their_line(tmp_path: Path) -> None:
     file.write_text('{"prompt": "1"}\n{"prompt": \n')
     with pytest.raises(UsageError, match="line 2"):
         read_prompts(file)
+
+
+def test_a_checker_is_a_file_with_a_check(tmp_path: Path) -> None:
+    from pipeline.errors import UsageError
+
+    file = tmp_path / "checker.py"
+    for content, said in [
+        ("", "no function check"),
+        ("check = 1", "no function check"),
+        ("1 / 0", "ZeroDivisionError"),
+    ]:
+        file.write_text(content)
+        with pytest.raises(UsageError, match=said):
+            load_checker(file)
+
+
+def test_wilson_intervals() -> None:
+    """Against the values of Newcombe (1998), table I, method 3."""
+    for k, n, low, high in [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ]:
+        assert wilson_interval(k, n) == pytest.approx((low, high), abs=5e-5)

@@ -1,0 +1,118 @@
+"""`bench`: measure an artifact, in a process that holds nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pipeline.config import ROOT, BenchConfig
+from pipeline.display import mib, table
+from pipeline.errors import BadArtifactError, UsageError
+from pipeline.output import check_output, write_json
+from runtime.artifact import ArtifactError, load_manifest
+from runtime.bench import Settings
+from runtime.program import MODEL_FILE
+
+
+def bench(config: BenchConfig, console: Console, err: Console) -> None:
+    """Shows tables, and writes the JSON if asked for. Raises `PipelineError`."""
+    folder = Path(config.artifact)
+    settings = _settings(folder, config)
+    if config.output is not None:
+        check_output(Path(config.output))
+    result = _measure(folder / MODEL_FILE, settings, err)
+    result["artifact"] = folder.resolve().name
+    result["machine"] = {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()}
+    _show(console, result)
+    if config.output is not None:
+        write_json(Path(config.output), result)
+
+
+def _settings(folder: Path, config: BenchConfig) -> Settings:
+    """Raises `UsageError` for what cannot be measured, before the program is loaded."""
+    try:
+        manifest = load_manifest(folder)
+        max_seq_len = int(manifest["export"]["max_seq_len"])
+    except (ArtifactError, KeyError, TypeError, ValueError) as error:
+        raise BadArtifactError(str(error)) from error
+    for name in ("prompt_len", "new_tokens", "block_length", "repeats"):
+        if getattr(config, name) < 1:
+            raise UsageError(f"{name} {getattr(config, name)}: must be at least 1")
+    if any(T < 1 for T in config.lengths):
+        raise UsageError(f"lengths {config.lengths}: a call has at least 1 token")
+    if config.prompt_len + config.new_tokens > max_seq_len:
+        raise UsageError(
+            f"prompt_len {config.prompt_len} and new_tokens {config.new_tokens} are more than the artifact's "
+            f"max_seq_len, {max_seq_len}"
+        )
+    names = Settings.__dataclass_fields__
+    return Settings(
+        **{name: getattr(config, name) for name in names if name != "lengths"}, lengths=tuple(config.lengths)
+    )
+
+
+def _measure(pte: Path, settings: Settings, err: Console) -> dict[str, Any]:
+    command = [sys.executable, "-m", "runtime.bench", str(pte.resolve()), json.dumps(asdict(settings))]
+    result: dict[str, Any] | None = None
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as child,
+        err.status("starting", spinner="dots") as status,
+    ):
+        assert child.stdout is not None
+        assert child.stderr is not None
+        try:
+            for line in child.stdout:
+                said = json.loads(line)
+                result = said.get("result", result)
+                status.update(said.get("begins", ""))
+            complaint = child.stderr.read().strip().splitlines()
+        except BaseException:
+            child.kill()
+            raise
+    if child.returncode != 0 or result is None:
+        raise BadArtifactError(f"{pte}: {complaint[-1] if complaint else f'the runtime ended with {child.returncode}'}")
+    return result
+
+
+def _show(console: Console, result: dict[str, Any]) -> None:
+    settings, memory = result["settings"], result["memory"]
+    facts = table(f"{result['artifact']}, {result['threads']} threads", "what", "value")
+    facts.add_row("load", f"{_spread(result['load_seconds'])} s")
+    for name, key in (("memory, loaded", "loaded"), ("memory, after all", "after")):
+        facts.add_row(name, f"{mib(memory[key]['anonymous'])} anonymous, {mib(memory[key]['file'])} of files")
+    own = memory["process"]
+    facts.add_row("", f"of which Python and torch {mib(own['anonymous'])} and {mib(own['file'])}")
+    facts.add_row("peak memory", mib(memory["peak"]))
+    console.print(facts)
+    calls = table("one call, median (min - max)", "tokens", "rows of logits", "ms", "tokens/s")
+    for call in result["calls"]:
+        values = (str(call["tokens"]), str(call["rows"]), _spread(call["seconds"], 1000))
+        calls.add_row(*values, f"{call['tokens_per_second']:,.0f}")
+    console.print(calls)
+    title = f"{settings['new_tokens']} tokens after {settings['prompt_len']}, blocks of {settings['block_length']}"
+    listing = table(title, "cache", "seconds", "tokens/s", "faster", "forward calls", "positions", "same tokens")
+    uncached = result["generations"][0]["tokens_per_second"]["median"]
+    for run in result["generations"]:
+        listing.add_row(
+            run["mode"],
+            _spread(run["seconds"]),
+            f"{run['tokens_per_second']['median']:.1f}",
+            f"{run['tokens_per_second']['median'] / uncached:.2f}x",
+            str(run["forward_calls"]),
+            str(run["positions"]),
+            f"{100 * run['same_tokens']:.0f} %",
+        )
+    console.print(listing)
+
+
+def _spread(values: dict[str, float], scale: float = 1.0) -> str:
+    median, low, high = (scale * values[name] for name in ("median", "min", "max"))
+    return f"{median:.2f} ({low:.2f} - {high:.2f})"

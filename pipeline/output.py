@@ -1,0 +1,28 @@
+"""A result as a JSON file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import OutputError
+
+
+def check_output(file: Path) -> None:
+    """Before the long work. Raises `OutputError` if the file cannot be made there."""
+    if not file.resolve().parent.is_dir():
+        raise OutputError(f"output {file} cannot be written: there is no folder {file.parent}")
+    if file.is_dir():
+        raise OutputError(f"output {file} cannot be written: it is a folder")
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all. Raises `OutputError`."""
+    aside = file.with_name(f".{file.name}.partial")
+    try:
+        aside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        aside.replace(file)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OutputError(f"output {file} cannot be written: {error.strerror or error}") from error

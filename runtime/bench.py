@@ -1,0 +1,161 @@
+"""Measure a program in a process of its own: load time, memory, single calls, generation with each cache.
+
+python -m runtime.bench MODEL.pte SETTINGS (the JSON of `Settings`) writes one line of JSON for each thing that it
+begins, and at last the result.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from runtime.generate import Generation, generate
+from runtime.program import Program, ProgramError, executorch_runtime
+
+LOADS = 3
+CALLS = 10  # of a length, for each repeat
+
+
+@dataclass(frozen=True)
+class Settings:
+    """lengths: tokens of single calls. repeats: of each generation. threshold: of the last generation."""
+
+    lengths: tuple[int, ...]
+    prompt_len: int
+    new_tokens: int
+    block_length: int
+    steps: int | None
+    threshold: float
+    repeats: int
+    seed: int
+
+
+Mode = tuple[str, Literal["prefix", "dual"] | None, bool]  # (name, cache, with the threshold)
+MODES: tuple[Mode, ...] = (
+    ("no cache", None, False),
+    ("prefix", "prefix", False),
+    ("dual", "dual", False),
+    ("dual, threshold", "dual", True),
+)
+
+
+def bench(pte: Path, settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Times in seconds as {median, min, max}; memory in bytes."""
+    executorch_runtime()  # its import is not part of a load
+    before = memory()
+    loads = []
+    program = None
+    for i in range(LOADS):
+        tell(f"load {i + 1} of {LOADS}")
+        program = None  # the one before gives its memory back
+        started = time.perf_counter()
+        program = Program.open(pte)
+        loads.append(time.perf_counter() - started)
+    assert program is not None
+    loaded = memory()
+    calls = []
+    for T in sorted({min(T, program.max_seq_len) for T in settings.lengths} | {program.max_seq_len}):
+        tell(f"calls of {T} tokens")
+        calls.append(_call(program, T, min(T, settings.block_length, program.max_rows), CALLS * settings.repeats))
+    generations = _generations(program, settings, tell)
+    return {
+        "threads": torch.get_num_threads(),
+        "load_seconds": spread(loads),
+        "memory": {"process": before, "loaded": loaded, "after": memory(), "peak": peak_rss()},
+        "calls": calls,
+        "generations": generations,
+    }
+
+
+def _call(program: Program, T: int, n_rows: int, n_calls: int) -> dict[str, Any]:
+    """T tokens at once with the logits of the last rows, on an empty cache."""
+    tokens_T = torch.arange(T) % program.vocab_size
+    rows_K = torch.arange(T - n_rows, T)
+    program.forward(tokens_T, 0, T, rows_K)
+    seconds: list[float] = []
+    # A long call says as much in fewer repeats: ten seconds a length are enough.
+    while len(seconds) < n_calls and (len(seconds) < 3 or sum(seconds) < 10):
+        started = time.perf_counter()
+        program.forward(tokens_T, 0, T, rows_K)
+        seconds.append(time.perf_counter() - started)
+    taken = spread(seconds)
+    return {"tokens": T, "rows": n_rows, "seconds": taken, "tokens_per_second": T / taken["median"]}
+
+
+def _generations(program: Program, settings: Settings, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Each mode in turn, `repeats` times, so that what disturbs the machine disturbs all of them."""
+    random = torch.Generator().manual_seed(settings.seed)
+    prompt = torch.randint(program.vocab_size - 1, (settings.prompt_len,), generator=random)
+    prompt += prompt >= program.mask_id  # any token but the mask
+    runs: dict[str, list[Generation]] = {name: [] for name, _, _ in MODES}
+    for i in range(settings.repeats):
+        for name, cache, has_threshold in MODES:
+            tell(f"generation {i + 1} of {settings.repeats}: {name}")
+            runs[name].append(
+                generate(
+                    program,
+                    prompt,
+                    max_new_tokens=settings.new_tokens,
+                    steps=settings.steps,
+                    block_length=settings.block_length,
+                    cache=cache,
+                    threshold=settings.threshold if has_threshold else None,
+                )
+            )
+    uncached = runs[MODES[0][0]][0]
+    return [
+        {
+            "mode": name,
+            "seconds": spread([run.seconds for run in runs[name]]),
+            "tokens_per_second": spread([run.tokens_per_second for run in runs[name]]),
+            "forward_calls": runs[name][0].forward_calls,
+            "positions": runs[name][0].positions,
+            "same_tokens": float((runs[name][0].answers[0] == uncached.answers[0]).float().mean()),
+        }
+        for name, _, _ in MODES
+    ]
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def memory() -> dict[str, int]:
+    """Resident bytes of this process now: anonymous, and pages of mapped files, which the system can drop."""
+    return {"anonymous": _status("RssAnon"), "file": _status("RssFile")}
+
+
+def peak_rss() -> int:
+    """The kernel's high-water mark of this process, bytes."""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
+
+
+def main() -> None:
+    settings = Settings(**json.loads(sys.argv[2]))
+
+    def tell(what: str) -> None:
+        sys.stdout.write(json.dumps({"begins": what}) + "\n")
+        sys.stdout.flush()
+
+    try:
+        result = bench(Path(sys.argv[1]), settings, tell)
+    except (ProgramError, FloatingPointError, ValueError, OSError) as error:
+        sys.exit(str(error))
+    sys.stdout.write(json.dumps({"result": result | {"settings": asdict(settings)}}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
