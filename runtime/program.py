@@ -193,14 +193,14 @@ def _captured_stderr() -> Iterator[list[str]]:
     """
     lines: list[str] = []
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as log:
+    # Some of it is written by Python, some past it.
+    with tempfile.TemporaryFile("w+", errors="replace") as log, contextlib.redirect_stderr(log):
         saved = os.dup(2)
         os.dup2(log.fileno(), 2)
         try:
             yield lines
         finally:
-            sys.stderr.flush()
             os.dup2(saved, 2)
             os.close(saved)
             log.seek(0)
-            lines += [line for line in log.read().decode(errors="replace").splitlines() if "cpuinfo" not in line]
+            lines += [line for line in log.read().splitlines() if "cpuinfo" not in line]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import HELP
-from pipeline.config import RunConfig, _keys, names_of
+from pipeline.config import SCHEMAS, _keys, names_of
 from runtime.artifact import read_manifest
 from tests.checkpoints import ROOT, Build
 
@@ -60,15 +60,14 @@ def test_every_figure_is_explained(build: Build) -> None:
 
 def test_commands_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    keys = set(_keys(RunConfig)) | {"artifact"}
     for page in PAGES:
         for line in "\n".join(blocks(page.read_text(), "sh")).splitlines():
             words = shlex.split(line, comments=True)
             if words[:1] == ["make"]:
                 assert words[1] in targets
             if words[1:3] == ["-m", "pipeline"]:
-                assert words[3] in ("run", "validate", "recipes")
-                assert {word.partition("=")[0] for word in words[4:]} <= keys
+                keys = _keys(SCHEMAS[words[3]]) if words[3] != "recipes" else []
+                assert {word.partition("=")[0] for word in words[4:]} <= set(keys)
 
 
 def test_the_example_recipe_is_one() -> None:
@@ -81,8 +80,41 @@ def test_the_example_recipe_is_one() -> None:
     assert recipe.name not in names_of("recipe")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/artifact.md", "docs/cache.md"])
-def test_python_runs_as_shown(build: Build, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_task_is_one() -> None:
+    from omegaconf import OmegaConf
+
+    from pipeline.config import TaskConfig
+
+    (example,) = blocks((ROOT / "docs" / "tasks.md").read_text(), "yaml")
+    task = OmegaConf.merge(OmegaConf.structured(TaskConfig), OmegaConf.create(example))
+    assert task.name not in names_of("task")
+
+
+def test_the_caches_are_drawn_from_real_calls() -> None:
+    import torch
+
+    from model import load_hf_model
+    from scripts.draw_caches import CHECKPOINT, draw
+
+    model, _, _ = load_hf_model(CHECKPOINT, dtype=torch.float32)
+    assert draw(model) == (ROOT / "docs" / "caches.svg").read_text()
+
+
+def test_every_option_of_generation_is_explained() -> None:
+    import inspect
+
+    from runtime import generate
+
+    page = (ROOT / "docs" / "generation.md").read_text()
+    options = list(inspect.signature(generate).parameters)[2:]
+    for option in options:
+        assert re.search(rf"^\|.*`{option}[`(]", page, flags=re.MULTILINE), option
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/artifact.md", "docs/cache.md", "docs/generation.md"])
+def test_python_runs_as_shown(
+    build: Build, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     (tmp_path / "artifacts").mkdir()
     artifact = build("dream_sudoku", "int4_xnnpack")
@@ -93,6 +125,8 @@ def test_python_runs_as_shown(build: Build, page: str, tmp_path: Path, monkeypat
         exec(code, names)
     if page == "README.md":
         assert (tmp_path / "model.pte").is_file()
+    if page == "docs/generation.md":
+        assert capsys.readouterr().out in blocks((ROOT / page).read_text(), "text")
 
 
 def test_exit_codes_are_documented() -> None:

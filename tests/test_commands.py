@@ -1,0 +1,289 @@
+"""`generate`, `evaluate` and `bench` as a user runs them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from tests.checkpoints import GOLDEN, ROOT, Build
+
+Pipeline = Callable[..., tuple[int, str, str]]
+PUZZLE, SOLVED = "1003\n0300\n3210\n4132", "1423\n2341\n3214\n4132\n"
+
+
+@pytest.fixture
+def sudoku(build: Build) -> Path:
+    return build("dream_sudoku", "int4_xnnpack")
+
+
+@pytest.fixture(scope="session")
+def chatty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with the tokenizer files that real Dream checkpoints have, and no tokenizer.json."""
+    folder = tmp_path_factory.mktemp("chatty") / "chatty"
+    shutil.copytree(GOLDEN / "gqa2", folder, ignore=shutil.ignore_patterns("cases.*", "generation.*"))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["the cat and the hat and the rat sat on the mat"] * 4, trainer)
+    tokenizer.model.save(str(folder))
+    names = {300: "<|endoftext|>", 301: "<|im_start|>", 302: "<|im_end|>", 317: "<|mask|>"}
+    assert len(json.loads((folder / "vocab.json").read_text())) <= 300
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    settings = {
+        "added_tokens_decoder": {str(i): {"content": name, "special": True} for i, name in names.items()},
+        "eos_token": names[300], "pad_token": names[300], "mask_token": names[317], "chat_template": template,
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def own_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Somebody's own task, which any answer solves that is not empty."""
+    folder = tmp_path_factory.mktemp("task")
+    (folder / "words.jsonl").write_text("".join(json.dumps({"prompt": w}) + "\n" for w in ["the cat", "a hat, mat"]))
+    (folder / "words.py").write_text("def check(prompt, answer):\n    return len(answer) > 0 and 'cat' in prompt\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chatty_artifact(chatty: Path, own_task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from pipeline.__main__ import main
+
+    output = tmp_path_factory.mktemp("made") / "chatty-fp32"
+    arguments = ["recipe=fp32_xnnpack", f"checkpoint={chatty}", f"output={output}", "export.max_seq_len=128"]
+    task = [f"task.prompts={own_task}/words.jsonl", f"task.checker={own_task}/words.py", "task.name=words"]
+    assert main(["run", *arguments, *task, "task.n_solve=2", "task.new_tokens=6"]) == 0
+    return output
+
+
+def test_a_prompt_is_answered(pipeline: Pipeline, sudoku: Path) -> None:
+    for options in ([], ["threshold=0.9"], ["cache=prefix"], ["cache=dual", "steps=10"]):
+        code, out, err = pipeline("generate", f"artifact={sudoku}", f"prompt={PUZZLE}", *options)
+        assert (code, out) == (0, SOLVED)
+        assert "19 tokens in" in err
+        assert "forward calls over" in err
+        assert err.count("\n") == 1
+
+
+def test_a_prompt_is_read_from_stdin(pipeline: Pipeline, sudoku: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(PUZZLE))
+    assert pipeline("generate", f"artifact={sudoku}")[:2] == (0, SOLVED)
+
+
+@pytest.mark.parametrize(
+    "text", ["a, b", "{x: [1}", 'it\'s "so"', "${oc.env:HOME}", "a=b", "\\", "x\ny", "~", "+a", "数独"]
+)
+def test_any_text_is_a_prompt(pipeline: Pipeline, sudoku: Path, text: str) -> None:
+    """Hydra's grammar is for keys and values, not for what a user says: each byte is a token here."""
+    code, _, err = pipeline("generate", f"artifact={sudoku}", f"prompt={text}", "max_new_tokens=1")
+    assert code == 0
+    assert f"1 forward calls over {len(text.encode()) + 1} positions" in err
+
+
+def test_lines_are_answered_one_by_one(
+    pipeline: Pipeline, sudoku: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = json.dumps({"prompt": PUZZLE})
+    broken = ['{"prompt": ', '["prompt"]', '{"prompt": 1}', '{"prompt": ""}', '{"messages": [{}]}', "[" * 100_000]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join([good, *broken, "", good, json.dumps({"prompt": "1" * 300}), '{"prompt": "\\ud800"}']))
+    code, out, err = pipeline("generate", f"artifact={sudoku}", f"prompts={file}", "threshold=0.9")
+    answers = {answer["line"]: answer for answer in map(json.loads, out.splitlines())}
+    assert code == 2
+    assert list(answers) == [1, 2, 3, 4, 5, 6, 7, 9, 10, 11]
+    for line in (1, 9):
+        assert answers[line]["answer"] + "\n" == SOLVED
+        assert answers[line]["forward_calls"] < 19
+    assert all("error" in answers[line] for line in answers if line not in (1, 9))
+    said = err.splitlines()
+    assert len(said) == 9
+    assert all(line.startswith(f"error: {file}") for line in said)
+    assert "line 2: not JSON" in said[0]
+    assert "8 of 10 lines were not answered" in said[-1]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(good))
+    code, out, err = pipeline("generate", f"artifact={sudoku}", "prompts=-")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["answer"] + "\n" == SOLVED
+
+
+def test_wrong_input_is_one_line(
+    pipeline: Pipeline, build: Build, sudoku: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty, latin = tmp_path / "empty.jsonl", tmp_path / "latin.jsonl"
+    empty.write_text("\n")
+    latin.write_bytes(b'{"prompt": "\xe9"}\n')
+    without_tokenizer, bare = build("gqa2", "fp32_xnnpack"), tmp_path / "bare"
+    shutil.copytree(sudoku, bare, ignore=shutil.ignore_patterns("tokenizer_config.json"))
+    cases: list[tuple[int, str, list[str]]] = [
+        (6, "no such artifact", ["generate", "artifact=/nowhere", "prompt=1"]),
+        (2, "artifact is not given", ["generate", "prompt=1"]),
+        (2, "has no tokenizer.json", ["generate", f"artifact={without_tokenizer}", "prompt=1"]),
+        (2, "no chat template", ["generate", f"artifact={bare}", "prompt=1", "chat=true"]),
+        (2, "prompt and prompts: give one", ["generate", f"artifact={sudoku}", "prompt=1", "prompts=x"]),
+        (2, "/nowhere cannot be read", ["generate", f"artifact={sudoku}", "prompts=/nowhere"]),
+        (2, "holds no line", ["generate", f"artifact={sudoku}", f"prompts={empty}"]),
+        (2, "300 tokens, max_seq_len is 256", ["generate", f"artifact={sudoku}", "prompt=" + "1" * 300]),
+        (2, "at most 251 new tokens", ["generate", f"artifact={sudoku}", "prompt=12345", "max_new_tokens=252"]),
+        (2, "empty", ["generate", f"artifact={sudoku}", "prompt="]),
+        (2, "not valid Unicode", ["generate", f"artifact={sudoku}", "prompt=\udce9"]),
+        (2, "did you mean 'dual'", ["generate", f"artifact={sudoku}", "prompt=1", "cache=duel"]),
+        (2, "did you mean 'entropy'", ["generate", f"artifact={sudoku}", "prompt=1", "alg=entropie"]),
+        (2, "threshold 1.5", ["generate", f"artifact={sudoku}", "prompt=1", "threshold=1.5"]),
+        (2, "top_p 0.0", ["generate", f"artifact={sudoku}", "prompt=1", "top_p=0"]),
+        (2, "temperature -1.0", ["generate", f"artifact={sudoku}", "prompt=1", "temperature=-1"]),
+        (2, "no key 'promt'", ["generate", f"artifact={sudoku}", "promt=1"]),
+        (2, "no task 'sudokus'", ["evaluate", f"artifact={sudoku}", "task=sudokus"]),
+        (2, "task 'none' has no prompts", ["evaluate", f"artifact={sudoku}", "task=none"]),
+        (2, "n 2000", ["evaluate", f"artifact={sudoku}", "n=2000"]),
+        (2, "n 0", ["evaluate", f"artifact={sudoku}", "n=0"]),
+        (2, "caches: name at least one", ["evaluate", f"artifact={sudoku}", "caches=[]"]),
+        (2, "did you mean 'dual'", ["evaluate", f"artifact={sudoku}", "caches=[duel]"]),
+        (7, "there is no folder", ["evaluate", f"artifact={sudoku}", "output=/nowhere/x.json"]),
+        (2, "task.checker", ["evaluate", f"artifact={sudoku}", "task.checker=/nowhere"]),
+        (6, "no such artifact", ["bench", "artifact=/nowhere"]),
+        (2, "more than the artifact's max_seq_len, 256", ["bench", f"artifact={sudoku}"]),
+        (2, "repeats 0", ["bench", f"artifact={sudoku}", "repeats=0", "new_tokens=8"]),
+        (2, "at least 1 token", ["bench", f"artifact={sudoku}", "lengths=[0]", "new_tokens=8"]),
+        (7, "is a folder", ["bench", f"artifact={sudoku}", f"output={tmp_path}", "new_tokens=8"]),
+    ]
+    for expected, said, arguments in cases:
+        code, out, err = pipeline(*arguments)
+        assert (code, out) == (expected, ""), (arguments, err)
+        assert said in err
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1, err
+    code, out, err = pipeline("generate", f"artifact={sudoku}", f"prompts={latin}")
+    assert code == 2
+    assert "not valid Unicode" in err
+    assert "not valid Unicode" in json.loads(out)["error"]
+    damaged = tmp_path / "damaged"
+    shutil.copytree(sudoku, damaged)
+    (damaged / "model.pte").write_bytes((damaged / "model.pte").read_bytes()[:5000])
+    for arguments in (["generate", "prompt=1"], ["evaluate"], ["bench", "new_tokens=8"]):
+        code, out, err = pipeline(*arguments, f"artifact={damaged}")
+        assert (code, out, err.count("\n")) == (6, "", 1)
+        assert "truncated" in err
+
+
+def test_interrupted_it_prints_what_is_done(sudoku: Path) -> None:
+    """Ctrl-C after some steps: the tokens that are written, masks as blocks, and exit code 130."""
+    command = [sys.executable, "-m", "pipeline", "generate", f"artifact={sudoku}", f"prompt={PUZZLE}"]
+    # Slower steps, so that there is a middle.
+    slow = (
+        "import sys, time, runtime; g = sys.modules['runtime.generate']; after = g._Run._after_step; "
+        "g._Run._after_step = lambda run, rows: (after(run, rows), time.sleep(0.3))[0]"
+    )
+    code = f"{slow}; import sys; from pipeline.__main__ import main; sys.exit(main({command[3:]!r}))"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    deadline = time.monotonic() + 60
+    while _n_threads(child.pid) < 3 and time.monotonic() < deadline:  # the runtime's own: the program is loaded
+        time.sleep(0.05)
+    time.sleep(1.2)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert err == "error: interrupted\n"
+    assert set(out) <= set("░1234\n")
+    assert 0 < out.count("░") < 19
+
+
+def _n_threads(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/task"))  # noqa: PTH208
+
+
+def test_evaluate(pipeline: Pipeline, sudoku: Path, tmp_path: Path) -> None:
+    """The share is that of the run's own figure; caches are an approximation, and say so."""
+    file = tmp_path / "scores.json"
+    code, out, err = pipeline("evaluate", f"artifact={sudoku}", "n=60", "caches=[none,prefix,dual]", f"output={file}")
+    assert (code, err) == (0, "")
+    scores = {score["cache"]: score for score in json.loads(file.read_text())["scores"]}
+    assert list(scores) == ["none", "prefix", "dual"]
+    assert scores["none"]["solved"] >= 0.95
+    for score in scores.values():
+        assert score["n"] == 60
+        assert 0 < score["low"] <= score["solved"] <= score["high"] <= 1
+        assert f"{100 * score['solved']:.1f} %" in out
+    assert scores["dual"]["positions"] < scores["none"]["positions"] * 2
+
+
+def test_bench(pipeline: Pipeline, build: Build, tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    options = ["prompt_len=8", "new_tokens=24", "block_length=8", "lengths=[1,8]", "repeats=2", f"output={file}"]
+    code, out, err = pipeline("bench", f"artifact={build('gqa2', 'fp32_xnnpack')}", *options)
+    assert (code, err) == (0, "")
+    result = json.loads(file.read_text())
+    assert [call["tokens"] for call in result["calls"]] == [1, 8, 256]
+    assert [call["rows"] for call in result["calls"]] == [1, 8, 8]
+    modes = {run["mode"]: run for run in result["generations"]}
+    assert list(modes) == ["no cache", "prefix", "dual", "dual, threshold"]
+    assert modes["no cache"]["same_tokens"] == 1
+    # The same steps; of a block's eight, one writes nothing.
+    assert len({modes[name]["forward_calls"] for name in ("no cache", "prefix", "dual")}) == 1
+    calls = modes["dual"]["forward_calls"] // 3
+    assert modes["no cache"]["positions"] == 3 * calls * 32
+    assert modes["prefix"]["positions"] == sum(32 + (calls - 1) * (24 - start) for start in (0, 8, 16))
+    assert modes["dual"]["positions"] == 3 * (32 + (calls - 1) * 8)
+    for spread in (result["load_seconds"], modes["dual"]["seconds"], result["calls"][0]["seconds"]):
+        assert 0 < spread["min"] <= spread["median"] <= spread["max"]
+    assert result["memory"]["peak"] > result["memory"]["loaded"]["anonymous"] > 0
+    for title in ("one call, median", "24 tokens after 8, blocks of 8", "peak memory"):
+        assert title in out
+
+
+def test_tokenizer_files_of_a_real_checkpoint(pipeline: Pipeline, chatty: Path, chatty_artifact: Path) -> None:
+    """vocab.json and merges.txt become the artifact's tokenizer.json; generation needs the artifact alone."""
+    from pipeline.tokenizer import decode, encode, load_tokenizer
+
+    assert not (chatty / "tokenizer.json").exists()
+    assert (chatty_artifact / "tokenizer.json").is_file()
+    alone, theirs = load_tokenizer(chatty_artifact), load_tokenizer(chatty)
+    assert alone is not None
+    assert theirs is not None
+    text = "the cat <|im_end|> sat — 数独 é\u0301\n"
+    assert encode(alone, text) == encode(theirs, text)
+    assert decode(alone, encode(alone, text)) == decode(theirs, encode(theirs, text))
+    prompt = "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n"
+    plain = pipeline("generate", f"artifact={chatty_artifact}", f"prompt={prompt}")
+    chat = pipeline("generate", f"artifact={chatty_artifact}", "prompt=the cat", "chat=true")
+    assert plain[0] == chat[0] == 0
+    assert plain[1] == chat[1]
+    assert re.findall(r"over (\d+) positions", plain[2]) == re.findall(r"over (\d+) positions", chat[2])
+
+
+def test_somebodys_own_task(pipeline: Pipeline, own_task: Path, chatty: Path, chatty_artifact: Path) -> None:
+    """Prompts and a checker by their files; `validate` runs no file that it is not given."""
+    manifest = json.loads((chatty_artifact / "manifest.json").read_text())
+    assert manifest["solved"] == {"task": "words", "n": 2, "float32": 0.5, "program": 0.5}
+    assert manifest["task"]["checker"] == "words.py"
+    files = [f"task.prompts={own_task}/words.jsonl", f"task.checker={own_task}/words.py"]
+    code, out, _ = pipeline(
+        "evaluate", f"artifact={chatty_artifact}", *files, "n=2", "task.name=words", "task.new_tokens=4"
+    )
+    assert code == 0
+    assert "50.0 %" in out
+    code, _, err = pipeline("validate", f"artifact={chatty_artifact}")
+    assert code == 2
+    assert "checker=FILE" in err
+    code, out, _ = pipeline("validate", f"artifact={chatty_artifact}", f"checker={own_task}/words.py")
+    assert code == 0
+    assert "solved_percent" in out
