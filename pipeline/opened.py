@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import BadArtifactError, UsageError
+from pipeline.errors import BadArtifactError, InputError, UsageError
 from pipeline.tokenizer import TOKENIZER_FILE, load_tokenizer
 from runtime.artifact import ArtifactError, load_manifest
 from runtime.program import Program, ProgramError
@@ -31,5 +31,5 @@ def open_artifact(folder: Path) -> Opened:
         if tokenizer is None:
             raise UsageError(f"{folder} has no {TOKENIZER_FILE}: its checkpoint had no tokenizer, so it takes no text")
         return Opened(folder, Program.open(folder), tokenizer, manifest)
-    except (ArtifactError, ProgramError, FileNotFoundError) as error:
+    except (ArtifactError, ProgramError, InputError, FileNotFoundError) as error:
         raise BadArtifactError(str(error)) from error
