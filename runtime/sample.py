@@ -28,26 +28,29 @@ def sample(
     """
     if temperature > 0:
         logits_MV = logits_MV / temperature
-    logits_MV = _without_mask(logits_MV, mask_id, everywhere=temperature > 0)
+        logits_MV = _drop(logits_MV, torch.arange(logits_MV.shape[-1]) == mask_id)
+    best_M, tokens_M = logits_MV.max(-1)
+    if not best_M.isfinite().all():
+        raise FloatingPointError("the network gave logits that are not finite")
+    if (tokens_M == mask_id).any():
+        is_guessed_M1 = (tokens_M == mask_id)[:, None]
+        logits_MV = _drop(logits_MV, is_guessed_M1 & (torch.arange(logits_MV.shape[-1]) == mask_id))
+        best_M, tokens_M = logits_MV.max(-1)
     if top_p is not None and top_p < 1:
         logits_MV = _nucleus(logits_MV, top_p)
     if top_k is not None and top_k < logits_MV.shape[-1]:
         logits_MV = _drop(logits_MV, logits_MV < logits_MV.topk(top_k).values[:, -1:])
-    log_total_M1 = logits_MV.logsumexp(-1, keepdim=True)
+    probs_MV = logits_MV.softmax(-1)
+    best_prob_M = probs_MV.gather(-1, tokens_M[:, None])[:, 0]
     if temperature > 0:
-        probs_MV = (logits_MV - log_total_M1).exp()
         tokens_M = torch.multinomial(probs_MV, 1, generator=generator)[:, 0]
-    else:
-        tokens_M = logits_MV.argmax(-1)
     if alg == "topk_margin":
-        best_M2 = (logits_MV.topk(2).values - log_total_M1).exp()
+        best_M2 = probs_MV.topk(2).values
         return tokens_M, best_M2[:, 0] - best_M2[:, 1]
     if alg == "entropy":
-        # sum p log p = sum p * logit - log sum exp(logit): one exponential a logit and no logarithm.
-        probs_MV = (logits_MV - log_total_M1).exp()
-        return tokens_M, (probs_MV * logits_MV).sum(-1) - log_total_M1[:, 0]
-    chosen_M1 = logits_MV.gather(-1, tokens_M[:, None])
-    return tokens_M, (chosen_M1 - log_total_M1).exp()[:, 0]
+        # sum p log p = sum p * logit - log sum exp(logit): a third of the time of V logarithms.
+        return tokens_M, torch.linalg.vecdot(probs_MV, logits_MV) - (best_M - best_prob_M.log())
+    return tokens_M, probs_MV.gather(-1, tokens_M[:, None])[:, 0]
 
 
 def most_confident(confidence_M: Tensor, n: int, alg_temp: float | None, generator: torch.Generator | None) -> Tensor:
@@ -57,18 +60,6 @@ def most_confident(confidence_M: Tensor, n: int, alg_temp: float | None, generat
         uniform_M = torch.rand(confidence_M.shape, generator=generator).clamp_min(torch.finfo(torch.float32).tiny)
         confidence_M = confidence_M / alg_temp - (-uniform_M.log()).log()
     return confidence_M.topk(n).indices
-
-
-def _without_mask(logits_MV: Tensor, mask_id: int, everywhere: bool) -> Tensor:
-    best_M, tokens_M = logits_MV.max(-1)
-    if not best_M.isfinite().all():
-        raise FloatingPointError("the network gave logits that are not finite")
-    hit_M = torch.ones_like(tokens_M, dtype=torch.bool) if everywhere else tokens_M == mask_id
-    if not hit_M.any():
-        return logits_MV
-    logits_MV = logits_MV.clone()
-    logits_MV[hit_M, mask_id] = torch.finfo(logits_MV.dtype).min
-    return logits_MV
 
 
 def _nucleus(logits_MV: Tensor, top_p: float) -> Tensor:
