@@ -26,7 +26,7 @@ from pipeline.record import (
 )
 from pipeline.tasks import load_checker
 from pipeline.tokenizer import decode
-from recipes.blocks import Backend, LinearQuant, Recipe
+from recipes.blocks import Attention, Backend, LinearQuant, Recipe
 from runtime.artifact import Measured, measure
 from runtime.figures import ExpectedFormat, Figure
 from runtime.program import ProgramError
@@ -146,6 +146,8 @@ def expected_format(config: DreamEdgeConfig, recipe: Recipe, lowered: Lowered) -
     caches = 2 * config.num_hidden_layers * S * config.num_key_value_heads * d * itemsize
     # What lives at once between two delegates: x, q, k, v, the attention's output, positions; and the logits.
     activations = 6 * S * D * itemsize + 4 * lowered.max_rows * config.vocab_size
+    if recipe.attention is Attention.delegated:  # a delegate gets copies of the keys and values that it sees
+        activations += 2 * S * config.num_key_value_heads * d * itemsize
     return ExpectedFormat(
         weight_types=tuple(recipe.weight_types),
         outside_ops=tuple(recipe.outside_ops),

@@ -19,8 +19,13 @@ class Backend(Enum):
 
 
 class Attention(Enum):
-    """custom_sdpa: executorch's own cache and attention kernels. aten: plain operators, for any runtime."""
+    """How a layer attends to its cache.
 
+    delegated: executorch's cache kernel, the rest inside XNNPACK's delegate. custom_sdpa: executorch's own cache
+    and attention kernels. aten: plain operators, for any runtime.
+    """
+
+    delegated = "delegated"
     custom_sdpa = "custom_sdpa"
     aten = "aten"
 

@@ -15,13 +15,14 @@ from executorch.exir import (
 )
 
 from recipes.blocks import Backend
+from recipes.xnnpack import adapted_lowering
 
 
 def lower_program(
     exported: torch.export.ExportedProgram, backend: Backend, constant_methods: dict[str, Any]
 ) -> ExecutorchProgramManager:
     """The program, ready to be written with `write_to_file`."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), adapted_lowering():
         warnings.simplefilter("ignore")  # hundreds of deprecations of torch and executorch among themselves
         edge = to_edge_transform_and_lower(
             exported,

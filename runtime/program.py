@@ -128,7 +128,8 @@ class Program:
             raise ValueError(f"rows: must be in 0..{T - 1}, the tokens of this call")
         inputs = (tokens_1T, torch.tensor([start_pos]), torch.tensor([kv_len]), rows_K)
         try:
-            logits: Tensor = self._forward.execute(inputs)[0]
+            with _one_torch_thread():
+                logits: Tensor = self._forward.execute(inputs)[0]
         except RuntimeError as error:
             raise ProgramError(f"{self.path}: forward failed in the runtime: {error}") from error
         return logits
@@ -167,6 +168,21 @@ def executorch_runtime() -> Any:
         import executorch.kernels.quantized  # noqa: F401 (quantized_decomposed::embedding_*)
         from executorch.runtime import Runtime
     return Runtime.get()
+
+
+@contextlib.contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """The runtime computes in threads of its own, only the copy of the logits runs in torch's.
+
+    After a parallel copy those spin for milliseconds, on the cores that the next call needs (measured: 6.3 ms in
+    place of 4.7 for 32 positions of a small model).
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _read_metadata(file: Path, program: Any) -> Metadata:
