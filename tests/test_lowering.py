@@ -1,0 +1,85 @@
+"""The adaptations of executorch's lowering do what they say with the installed version, and leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+from executorch.backends.xnnpack import _passes, xnnpack_preprocess
+from executorch.backends.xnnpack.partition.config import xnnpack_config
+
+from model import DreamEdge, DreamEdgeConfig
+from recipes import xnnpack
+from recipes.blocks import Attention, Backend, Dtype, LinearQuant
+from recipes.lowering import lower_program
+from recipes.quantization import quantize_model
+from recipes.static_program import StaticProgram, export_program, metadata
+from runtime import Program
+from runtime.format import read_format
+
+N_LAYERS = 2
+Lower = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def lower(tmp_path_factory: pytest.TempPathFactory) -> Lower:
+    """lower(name): a `.pte` of a tiny int4 model, lowered anew."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": N_LAYERS}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 16}
+    ids = {"mask_token_id": 31, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+    model = DreamEdge(DreamEdgeConfig(**sizes, **heads, **ids)).requires_grad_(False)  # type: ignore[arg-type]
+    list(quantize_model(model, Dtype.float32, LinearQuant(), None))
+    folder = tmp_path_factory.mktemp("lowered")
+
+    def make(name: str) -> Path:
+        exported = export_program(StaticProgram(model, 16, Backend.xnnpack, Attention.delegated), 16)
+        methods = metadata(model, 16, 16, Attention.delegated)
+        with (folder / name).open("wb") as file:
+            lower_program(exported, Backend.xnnpack, methods).write_to_file(file)
+        return folder / name
+
+    return make
+
+
+def test_an_activation_is_quantized_once_and_all_attention_is_delegated(lower: Lower) -> None:
+    found = read_format(lower("adapted.pte"))
+    # Of qkv, o, gate and up, down; and the output layer.
+    assert found.delegated_ops["Convert"] == 4 * N_LAYERS + 1
+    assert found.delegated_ops["BatchMatrixMultiply"] == 2 * N_LAYERS
+    assert len(found.delegates) == N_LAYERS + 1
+
+
+def test_merging_and_fewer_passes_change_no_result(lower: Lower) -> None:
+    adapted = lower("adapted.pte")
+    with patch.object(xnnpack, "PASSES_OF_OTHER_NETWORKS", ()):
+        assert lower("all_passes.pte").read_bytes() == adapted.read_bytes()
+    with patch.object(xnnpack, "merge_duplicates", lambda _: None):
+        unmerged = lower("unmerged.pte")
+    assert read_format(unmerged).delegated_ops["Convert"] == 7 * N_LAYERS + 1
+    one, other = Program.open(adapted), Program.open(unmerged)
+    for tokens, start, kv_len in (([1, 2, 3, 4, 5], 0, 5), ([6, 7], 5, 7), ([8], 2, 7)):
+        assert torch.equal(one.forward(tokens, start, kv_len), other.forward(tokens, start, kv_len))
+
+
+def test_the_passes_that_are_left_out_exist() -> None:
+    assert all(hasattr(_passes, name) for name in xnnpack.PASSES_OF_OTHER_NETWORKS)
+
+
+def test_nothing_stays_adapted() -> None:
+    def adapted() -> list[object]:
+        return [
+            xnnpack_config.has_free_unbacked_symbols,
+            xnnpack_preprocess.XnnpackBackend.copy_exported_program_for_preprocess,
+            xnnpack_preprocess.XNNPACKPassManager,
+        ]
+
+    before = adapted()
+    with contextlib.suppress(RuntimeError), xnnpack.adapted_lowering():
+        assert all(a != b for a, b in zip(before, adapted(), strict=True))
+        raise RuntimeError("a lowering that fails")
+    assert before == adapted()
