@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from model import DreamEdge, DreamEdgeConfig, load_hf_model
+from model import DreamEdge, load_hf_model
 from pipeline.config import TaskConfig, ValidationConfig
 from pipeline.errors import BadArtifactError
 from pipeline.load import Loaded
@@ -27,6 +27,7 @@ from pipeline.record import (
 from pipeline.tasks import load_checker
 from pipeline.tokenizer import decode
 from recipes.blocks import Attention, Backend, LinearQuant, Recipe
+from recipes.packing import packed_digests
 from runtime.artifact import Measured, measure
 from runtime.figures import ExpectedFormat, Figure
 from runtime.program import ProgramError
@@ -76,7 +77,7 @@ def validate(
     )
     save_reference(reference, reference_file)
     report("model.pte in the ExecuTorch runtime, twice")
-    expected = expected_format(loaded.config, quantized.recipe, lowered)
+    expected = expected_format(quantized.model, quantized.recipe, lowered)
     try:
         measured = measure(lowered.pte, reference_file, reference, bounds_of(quantized.recipe), expected)
     except ProgramError as error:
@@ -137,8 +138,9 @@ def bounds_of(recipe: Recipe) -> dict[str, float]:
     return {name: float(value) for name, value in vars(recipe.bounds).items()}
 
 
-def expected_format(config: DreamEdgeConfig, recipe: Recipe, lowered: Lowered) -> ExpectedFormat:
-    """What the bytes of the program must show for this recipe and these sizes."""
+def expected_format(model: DreamEdge, recipe: Recipe, lowered: Lowered) -> ExpectedFormat:
+    """What the bytes of the program must show for this recipe and this quantized model."""
+    config = model.config
     with torch.device("meta"):
         shapes = [(m.out_features, m.in_features) for m in DreamEdge(config).modules() if isinstance(m, nn.Linear)]
     D, S, d = config.hidden_size, lowered.max_seq_len, config.head_dim
@@ -153,6 +155,7 @@ def expected_format(config: DreamEdgeConfig, recipe: Recipe, lowered: Lowered) -
         outside_ops=tuple(recipe.outside_ops),
         linear_shapes=tuple(shapes),
         helper_shapes=((1, D), (d, d)) if recipe.backend is Backend.xnnpack else (),
+        weights=packed_digests(model),
         bytes_per_weight=ideal_bytes_per_weight(shapes, recipe.linear, itemsize),
         planned_memory=recipe.bounds.planned_memory * (caches + activations),
         metadata=lowered.metadata,

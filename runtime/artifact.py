@@ -107,6 +107,7 @@ def expectations(folder: Path, manifest: dict[str, Any]) -> tuple[dict[str, floa
             outside_ops=tuple(map(str, expected["outside_ops"])),
             linear_shapes=shapes["linear_shapes"],
             helper_shapes=shapes["helper_shapes"],
+            weights={str(name): [str(d) for d in digests] for name, digests in expected["weights"].items()},
             bytes_per_weight=_finite(expected["bytes_per_weight"]),
             planned_memory=_finite(expected["planned_memory"]),
             metadata=dict(expected["metadata"]),

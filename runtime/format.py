@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections import Counter
@@ -24,13 +25,17 @@ class LinearWeight:
 
 @dataclass(frozen=True)
 class ProgramFormat:
-    """operators: calls outside delegates, by name. planned_memory: bytes of each planned arena."""
+    """operators: calls outside delegates, by name. planned_memory: bytes of each planned arena.
+
+    constants: sha256 of each constant's bytes, in delegates and outside.
+    """
 
     operators: dict[str, int]
     delegates: tuple[str, ...]
     delegated_ops: dict[str, int]
     linears: tuple[LinearWeight, ...]
     planned_memory: tuple[int, ...]
+    constants: frozenset[str]
 
 
 def read_format(pte: Path) -> ProgramFormat:
@@ -53,6 +58,8 @@ def read_format(pte: Path) -> ProgramFormat:
             for delegate in plan.delegates
             if delegate.id == "XnnpackBackend"
         ]
+        constants = [buffer.storage for buffer in file.program.constant_buffer]
+        constants += [entry.buffer for entry in file.named_data.buffers] if file.named_data else []
     except ProgramError:
         raise
     except Exception as error:
@@ -65,6 +72,7 @@ def read_format(pte: Path) -> ProgramFormat:
         ),
         linears=tuple(weight for graph in graphs for weight in _linear_weights(graph)),
         planned_memory=tuple(plan.non_const_buffer_sizes[1:]),  # the first is reserved and empty
+        constants=frozenset(hashlib.sha256(constant).hexdigest() for constant in constants),
     )
 
 

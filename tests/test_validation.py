@@ -156,8 +156,12 @@ def test_repeatability_sees_one_bit(int4: Case) -> None:
 @pytest.mark.parametrize(
     ("built", "promised", "figures"),
     [
-        ("int8_xnnpack", "int4_xnnpack", {"wrong_linear_weights", "bytes_per_weight"}),
-        ("fp32_xnnpack", "int4_xnnpack", {"unexpected_operators", "wrong_linear_weights", "bytes_per_weight"}),
+        ("int8_xnnpack", "int4_xnnpack", {"wrong_linear_weights", "bytes_per_weight", "changed_weights"}),
+        (
+            "fp32_xnnpack",
+            "int4_xnnpack",
+            {"unexpected_operators", "wrong_linear_weights", "bytes_per_weight", "changed_weights"},
+        ),
         (
             "fp32_portable",
             "fp32_xnnpack",
@@ -167,9 +171,36 @@ def test_repeatability_sees_one_bit(int4: Case) -> None:
 )
 def test_a_program_of_another_recipe_is_found_out(build: Build, built: str, promised: str, figures: set[str]) -> None:
     artifact = build("gqa2", built)
-    _, _, config = load_hf_model(GOLDEN / "gqa2")
-    expected = expected_format(config, load_recipe(promised), Lowered(artifact, 256, 256, {}))
+    model = quantized_model("gqa2", promised)
+    expected = expected_format(model, load_recipe(promised), Lowered(artifact, 256, 256, {}))
     assert failing(program_format(read_format(artifact / "model.pte"), expected)) == figures
+
+
+@pytest.mark.parametrize("recipe", ["int4_xnnpack", "fp32_xnnpack"])
+def test_one_weight_of_any_kind_is_missed(build: Build, recipe: str) -> None:
+    """Each tensor's bytes are in the program; with one element the least bit off they are not, and it is named."""
+    artifact = build("gqa2", recipe)
+    found = read_format(artifact / "model.pte")
+    model = quantized_model("gqa2", recipe)
+
+    def changed() -> Figure:
+        expected = expected_format(model, load_recipe(recipe), Lowered(artifact, 256, 256, {}))
+        (figure,) = (f for f in program_format(found, expected) if f.name == "changed_weights")
+        return figure
+
+    assert changed().ok
+    names = [name for name, _ in model.named_parameters()]
+    assert len(names) == 2 * 12 + 3
+    for name, parameter in model.named_parameters():
+        inner = [getattr(parameter, "qdata", parameter.data), getattr(parameter, "scale", parameter.data)]
+        for kind, tensor in zip([name, f"{name}.scale"], inner, strict=True):
+            element = tensor.view(-1)[-1:]
+            before = element.clone()
+            element.copy_(element + (1 if element.dtype == torch.int8 and before < 7 else -1))
+            figure = changed()
+            assert figure.value == 1
+            assert figure.where == (kind if hasattr(parameter, "qdata") else name)
+            element.copy_(before)
 
 
 def test_wrong_metadata_is_named(int4: Case) -> None:
