@@ -148,8 +148,9 @@ def expected_format(model: DreamEdge, recipe: Recipe, lowered: Lowered) -> Expec
     caches = 2 * config.num_hidden_layers * S * config.num_key_value_heads * d * itemsize
     # What lives at once between two delegates: x, q, k, v, the attention's output, positions; and the logits.
     activations = 6 * S * D * itemsize + 4 * lowered.max_rows * config.vocab_size
-    if recipe.attention is Attention.delegated:  # a delegate gets copies of the keys and values that it sees
-        activations += 2 * S * config.num_key_value_heads * d * itemsize
+    if recipe.attention is Attention.delegated:
+        # A delegate is given copies of the keys and values of one layer, while it makes those of the next.
+        activations += 4 * S * config.num_key_value_heads * d * itemsize
     return ExpectedFormat(
         weight_types=tuple(recipe.weight_types),
         outside_ops=tuple(recipe.outside_ops),
