@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
@@ -77,8 +78,12 @@ def _measure(pte: Path, settings: Settings, err: Console) -> dict[str, Any]:
         except BaseException:
             child.kill()
             raise
+    if child.returncode < 0:
+        raise BadArtifactError(
+            f"{pte}: the runtime crashed ({signal.Signals(-child.returncode).name}) while measuring it"
+        )
     if child.returncode != 0 or result is None:
-        raise BadArtifactError(f"{pte}: {complaint[-1] if complaint else f'the runtime ended with {child.returncode}'}")
+        raise BadArtifactError(complaint[-1] if complaint else f"{pte}: the runtime ended with {child.returncode}")
     return result
 
 

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from pipeline.config import CONF, check_keys, explain, load_recipe, names_of, register
-from pipeline.errors import INTERNAL_ERROR, INTERRUPTED, PipelineError, UsageError
+from pipeline.errors import INTERNAL_ERROR, INTERRUPTED, OutputError, PipelineError, UsageError
 
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -72,6 +72,10 @@ def _under_hydra(
             task(replace(_typed(config, command), **texts))
         except PipelineError as error:
             failed.append(_fail(str(error), error.exit_code))
+        except BrokenPipeError:
+            # Whoever reads the answers has closed the pipe, as head does: nothing is left to be said, and to no one.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            failed.append(OutputError.exit_code)
         except Exception as error:  # noqa: BLE001 (the last resort: a line, not a traceback)
             failed.append(_internal(error))
 

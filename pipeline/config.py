@@ -117,7 +117,7 @@ class EvaluateConfig(DecodingConfig):
 class BenchConfig:
     artifact: str = MISSING
     lengths: list[int] = field(default_factory=list)
-    prompt_len: int = 64
+    prompt_len: int = 128
     new_tokens: int = 256
     block_length: int = 32
     steps: int | None = None

@@ -207,6 +207,14 @@ def test_interrupted_it_prints_what_is_done(sudoku: Path) -> None:
     assert 0 < out.count("░") < 19
 
 
+def test_a_closed_pipe_ends_it_quietly(sudoku: Path) -> None:
+    lines = "\n".join([json.dumps({"prompt": PUZZLE})] * 400)
+    command = f"{sys.executable} -m pipeline generate artifact={sudoku} prompts=- threshold=0.9 | head -n 1"
+    done = subprocess.run(command, shell=True, input=lines, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert json.loads(done.stdout)["answer"] + "\n" == SOLVED
+    assert done.stderr == ""
+
+
 def _n_threads(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))  # noqa: PTH208
 
