@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 import tempfile
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import TypeVar, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import MissingConfigException, OverrideParseException
@@ -134,13 +134,6 @@ SCHEMAS = {
     "evaluate": EvaluateConfig,
     "bench": BenchConfig,
 }
-
-
-def decoding_options(config: DecodingConfig) -> dict[str, Any]:
-    """The keyword arguments of `runtime.generate`, but for the length and the cache."""
-    options = {f.name: getattr(config, f.name) for f in fields(DecodingConfig)}
-    del options["max_new_tokens"]
-    return options | {"alg": config.alg.value}
 
 
 def register() -> None:

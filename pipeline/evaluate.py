@@ -8,15 +8,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pipeline.config import Cache, EvaluateConfig, decoding_options
+from pipeline.config import Cache, EvaluateConfig
 from pipeline.display import table
-from pipeline.errors import BadArtifactError, UsageError
-from pipeline.opened import Opened, open_artifact
+from pipeline.errors import UsageError
+from pipeline.opened import Opened, open_artifact, write
 from pipeline.output import check_output, write_json
 from pipeline.tasks import Checker, load_checker, read_prompts, wilson_interval
 from pipeline.tokenizer import decode, encode
-from runtime.generate import Generation, OptionError, generate
-from runtime.program import ProgramError
+from runtime.generate import Generation
 
 
 @dataclass(frozen=True)
@@ -76,19 +75,7 @@ def _solve(
     opened: Opened, config: EvaluateConfig, cache: Cache, prompt: str, check: Checker
 ) -> tuple[bool, Generation]:
     assert config.max_new_tokens is not None
-    ids = encode(opened.tokenizer, prompt)
-    try:
-        written = generate(
-            opened.program,
-            ids,
-            max_new_tokens=config.max_new_tokens,
-            cache=None if cache is Cache.none else cache.value,
-            **decoding_options(config),
-        )
-    except OptionError as error:
-        raise UsageError(str(error)) from error
-    except (ProgramError, FloatingPointError) as error:
-        raise BadArtifactError(f"{opened.folder}: {error}") from error
+    written = write(opened, encode(opened.tokenizer, prompt), config.max_new_tokens, cache, config)
     return check(prompt, decode(opened.tokenizer, written.answers[0].tolist())), written
 
 

@@ -14,13 +14,12 @@ from rich.live import Live
 from rich.text import Text
 from torch import Tensor
 
-from pipeline.config import Cache, GenerateConfig, decoding_options
+from pipeline.config import GenerateConfig
 from pipeline.display import mib, peak_rss
-from pipeline.errors import BadArtifactError, UsageError
-from pipeline.opened import Opened, open_artifact
+from pipeline.errors import UsageError
+from pipeline.opened import Opened, open_artifact, write
 from pipeline.tokenizer import chat_template, decode, encode, render_chat, special_tokens
-from runtime.generate import Generation, OptionError, generate
-from runtime.program import ProgramError
+from runtime.generate import Generation
 
 MASK = "░"
 
@@ -40,9 +39,9 @@ def answer_prompt(config: GenerateConfig, err: Console) -> None:
         with view.live():
             answer = _answer(opened, config, prompt, config.chat, view)
     except KeyboardInterrupt:
-        _write(sys.stdout, view.plain() + "\n")
+        _say(sys.stdout, view.plain() + "\n")
         raise
-    _write(sys.stdout, answer.text + "\n")
+    _say(sys.stdout, answer.text + "\n")
     err.print(_took(answer.generation), style="dim")
 
 
@@ -68,7 +67,7 @@ def answer_lines(config: GenerateConfig, err: Console) -> None:
             n_failed += 1
             err.print(f"error: {name}, line {number}: {error}", markup=False)
             result = {"line": number, "error": str(error)}
-        _write(sys.stdout, json.dumps(result, ensure_ascii=False) + "\n")
+        _say(sys.stdout, json.dumps(result, ensure_ascii=False) + "\n")
     if n_failed or not n:
         raise UsageError(f"{name}: {n_failed} of {n} lines were not answered" if n else f"{name}: holds no line")
 
@@ -82,30 +81,21 @@ def _answer(opened: Opened, config: GenerateConfig, prompt: Any, chat: bool, vie
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         prompt = render_chat(template, messages, special_tokens(opened.folder))
     ids = encode(opened.tokenizer, prompt)
-    n_new = config.max_new_tokens if config.max_new_tokens is not None else int(opened.manifest["task"]["new_tokens"])
+    n_new = opened.new_tokens if config.max_new_tokens is None else config.max_new_tokens
+    # A prompt with masks in it is shown as it was filled, the answer after it.
+    shown = 0 if opened.program.mask_id in ids else len(ids)
     if view is not None:
-        view.prompt_len = len(ids)
-    try:
-        generation = generate(
-            opened.program,
-            ids,
-            max_new_tokens=n_new,
-            cache=None if config.cache is Cache.none else config.cache.value,
-            on_step=None if view is None else view.update,
-            **decoding_options(config),
-        )
-    except OptionError as error:
-        raise UsageError(str(error)) from error
-    except (ProgramError, FloatingPointError) as error:
-        raise BadArtifactError(f"{opened.folder}: {error}") from error
-    return Answer(decode(opened.tokenizer, generation.answers[0].tolist()), generation)
+        view.start = shown
+    generation = write(opened, ids, n_new, config.cache, config, None if view is None else view.update)
+    written = generation.tokens[0, shown : len(ids)].tolist() + generation.answers[0].tolist()
+    return Answer(decode(opened.tokenizer, written), generation)
 
 
 class View:
     """The answer as it is filled in: masks as blocks, what the last step wrote in green."""
 
     def __init__(self, opened: Opened, console: Console) -> None:
-        self.prompt_len = 0
+        self.start = 0  # of what is shown
         self._opened, self._console = opened, console
         self._tokens: list[int] = []
         self._live: Live | None = None
@@ -115,7 +105,7 @@ class View:
         return self._live
 
     def update(self, step: int, tokens: Tensor) -> None:
-        before, self._tokens = self._tokens, tokens[0, self.prompt_len :].tolist()
+        before, self._tokens = self._tokens, tokens[0, self.start :].tolist()
         if self._console.is_terminal and self._live is not None:
             self._live.update(self._text(step, before), refresh=True)
 
@@ -176,6 +166,6 @@ def _took(generation: Generation) -> str:
     )
 
 
-def _write(stream: TextIO, text: str) -> None:
+def _say(stream: TextIO, text: str) -> None:
     stream.write(text)
     stream.flush()

@@ -1,14 +1,16 @@
-"""An artifact opened for use: its program, its tokenizer, and what its manifest says of them."""
+"""An artifact opened for use: its program and its tokenizer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pipeline.config import Cache, DecodingConfig
 from pipeline.errors import BadArtifactError, InputError, UsageError
 from pipeline.tokenizer import TOKENIZER_FILE, load_tokenizer
-from runtime.artifact import ArtifactError, load_manifest
+from runtime.artifact import MANIFEST_FILE, ArtifactError, load_manifest
+from runtime.generate import Generation, OnStep, OptionError, generate
 from runtime.program import Program, ProgramError
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ class Opened:
     folder: Path
     program: Program
     tokenizer: Tokenizer
-    manifest: dict[str, Any]
+    new_tokens: int  # what the task of its validation takes
 
 
 def open_artifact(folder: Path) -> Opened:
@@ -30,6 +32,27 @@ def open_artifact(folder: Path) -> Opened:
         tokenizer = load_tokenizer(folder)
         if tokenizer is None:
             raise UsageError(f"{folder} has no {TOKENIZER_FILE}: its checkpoint had no tokenizer, so it takes no text")
-        return Opened(folder, Program.open(folder), tokenizer, manifest)
+        return Opened(folder, Program.open(folder), tokenizer, int(manifest["task"]["new_tokens"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadArtifactError(f"{folder / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}") from error
     except (ArtifactError, ProgramError, InputError, FileNotFoundError) as error:
         raise BadArtifactError(str(error)) from error
+
+
+def write(
+    opened: Opened,
+    ids: list[int],
+    max_new_tokens: int,
+    cache: Cache,
+    config: DecodingConfig,
+    on_step: OnStep | None = None,
+) -> Generation:
+    """`runtime.generate` as configured. Raises `UsageError`, and `BadArtifactError` for a program that fails."""
+    options = {f.name: getattr(config, f.name) for f in fields(DecodingConfig) if f.name != "max_new_tokens"}
+    options |= {"alg": config.alg.value, "cache": None if cache is Cache.none else cache.value}
+    try:
+        return generate(opened.program, ids, max_new_tokens=max_new_tokens, on_step=on_step, **options)
+    except OptionError as error:
+        raise UsageError(str(error)) from error
+    except (ProgramError, FloatingPointError) as error:
+        raise BadArtifactError(f"{opened.folder}: {error}") from error

@@ -98,6 +98,13 @@ def test_any_text_is_a_prompt(pipeline: Pipeline, sudoku: Path, text: str) -> No
     assert f"1 forward calls over {len(text.encode()) + 1} positions" in err
 
 
+def test_masks_in_a_prompt_are_filled(pipeline: Pipeline, sudoku: Path) -> None:
+    half = f"{PUZZLE}1423\n2341\n3<|mask|>14\n41<|mask|>2"
+    for options in ([], ["cache=dual"]):
+        code, out, _ = pipeline("generate", f"artifact={sudoku}", f"prompt={half}", "max_new_tokens=0", *options)
+        assert (code, out) == (0, PUZZLE + SOLVED)
+
+
 def test_lines_are_answered_one_by_one(
     pipeline: Pipeline, sudoku: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
