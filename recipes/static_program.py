@@ -112,7 +112,7 @@ class CacheBuffers(nn.Module):
 class DelegatedCache(CacheBuffers):
     """executorch's `update_cache`, and attention in operators that XNNPACK's delegate takes.
 
-    On a server 3 to 6 times faster than `custom_sdpa`, but all scores of a layer, H * T * kv_len, are in memory.
+    Faster than `custom_sdpa` (docs/performance.md), but all scores of a layer, H * T * kv_len, are in memory.
     """
 
     def forward(self, q_1THd: Tensor, k_1TGd: Tensor, v_1TGd: Tensor, start: int, seen: int) -> Tensor:

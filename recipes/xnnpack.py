@@ -31,7 +31,7 @@ PASSES_OF_OTHER_NETWORKS = (
 
 @contextmanager
 def adapted_lowering() -> Iterator[None]:
-    """Delegates that take tensors as long as `kv_len`, and quantize an activation once; made in two thirds the time."""
+    """Delegates that take tensors as long as `kv_len`, and quantize an activation once; made in fewer passes."""
     with (
         # The partitioner leaves out lengths that are read from a tensor, for they might be 0: kv_len never is.
         patch.object(xnnpack_config, "has_free_unbacked_symbols", lambda _: False),

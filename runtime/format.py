@@ -59,7 +59,7 @@ def read_format(pte: Path) -> ProgramFormat:
             if delegate.id == "XnnpackBackend"
         ]
         constants = [buffer.storage for buffer in file.program.constant_buffer]
-        constants += [entry.buffer for entry in file.named_data.buffers] if file.named_data else []
+        constants += file.named_data.buffers if file.named_data else []
     except ProgramError:
         raise
     except Exception as error:
