@@ -11,7 +11,8 @@ from torch import Tensor, nn
 def packed_digests(model: nn.Module) -> dict[str, list[str]]:
     """By parameter name the sha256 that its bytes in a `.pte` may have; scales have an entry of their own.
 
-    A float weight is kept in its own type or widened to float32 (biases of quantized layers). int4 is packed two to a
+    A float weight is kept in its own type or widened to float32 (biases of quantized layers), and without a delegate
+    the other way round, as a product with plain operators wants it. int4 is packed two to a
     byte, the even column low, as XNNPACK wants a linear's weight; an embedding's even column is the high half.
     """
     digests: dict[str, list[str]] = {}
@@ -22,7 +23,8 @@ def packed_digests(model: nn.Module) -> dict[str, list[str]]:
                 digests[full] = [_sha256(packed) for packed in _packings(parameter)]
                 digests[f"{full}.scale"] = [_sha256(parameter.scale), _sha256(parameter.scale.float())]
             else:
-                digests[full] = [_sha256(parameter.data), _sha256(parameter.data.float())]
+                forms = [parameter.data, parameter.data.t()] if parameter.dim() == 2 else [parameter.data]
+                digests[full] = [_sha256(form) for tensor in forms for form in (tensor, tensor.float())]
     return digests
 
 
