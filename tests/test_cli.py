@@ -183,7 +183,7 @@ def test_more_unusable_checkpoints(refused: Callable[..., str], checkpoint: Path
     assert "the config asks for 10000000 layers" in refused(3, "run", f"checkpoint={checkpoint}")
     (checkpoint / "config.json").write_text(json.dumps(config))
     (checkpoint / "tokenizer.json").write_text("{")
-    assert "not a tokenizer" in refused(3, "run", f"checkpoint={checkpoint}")
+    assert "tokenizer.json: not JSON" in refused(3, "run", f"checkpoint={checkpoint}")
 
 
 def test_recipes_that_do_not_fit(refused: Callable[..., str]) -> None:
