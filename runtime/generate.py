@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Literal, Protocol
 
 import torch
@@ -27,6 +28,8 @@ OnLogits = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
 Prompts = Tensor | Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor]
 
 CACHES = ("prefix", "dual")
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+MAX_STEPS = 100_000  # more than any cache has positions; the history holds the tokens of each
 
 
 class Network(Protocol):
@@ -124,27 +127,25 @@ def generate(
     started = time.perf_counter()
     if block_length is None and cache is not None:
         block_length = network.block_length
+    if block_length is not None and threshold is not None:
+        steps = None
     options = _Options(alg, temperature, top_p, top_k, alg_temp, eps, block_length, cache, threshold, stop_at_eos)
     options.check()
+    _check_whole(max_new_tokens=max_new_tokens, steps=steps, seed=seed)
     prompts = _rows(prompt_ids)
     _check_prompts(network, prompts, max_new_tokens)
     tokens_BL, lefts = _padded(network, prompts, max_new_tokens)
-    is_mask_BL = tokens_BL == network.mask_id
-    blocks = _blocks(is_mask_BL, max_new_tokens, block_length)
-    if block_length is not None and threshold is not None:
-        steps = None
-    n_masks = int(is_mask_BL.sum(-1).max())
-    steps_of_block = _share(max(1, n_masks, len(blocks)) if steps is None else steps, len(blocks))
-    # Fast-dLLM's threshold without blocks keeps to the pace that the steps set, if they are given.
-    most_a_step = n_masks if steps is None else max(1, n_masks // steps)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    run = _Run(network, options, tokens_BL, lefts, max_new_tokens, most_a_step, generator, on_step, on_logits)
+    run = _Run(network, options, tokens_BL, lefts, max_new_tokens, generator, on_step, on_logits)
+    # One cache holds one row, and a row's blocks and steps are its own. Only the draws of `origin` go through the
+    # whole batch, step by step, as in the reference.
     rows = list(range(len(prompts)))
-    # One cache holds one row: with it the rows go one after another, without it step by step together.
-    for group in [[row] for row in rows] if cache is not None else [rows]:
+    together = alg == "origin" and block_length is None
+    groups = [rows] if together else [[row] for row in rows]
+    for group, plan in [(group, run.plan(group, steps)) for group in groups]:
         forward = network.start()
-        for (start, end), n_steps in zip(blocks, steps_of_block, strict=True):
-            run.fill(forward, group, start, end, n_steps)
+        for block in plan:
+            run.fill(forward, group, *block)
     return run.generation(time.perf_counter() - started)
 
 
@@ -163,12 +164,20 @@ class _Options:
 
     def check(self) -> None:
         """Raises `OptionError`; written so that a NaN is refused."""
+        _check_whole(top_k=self.top_k, block_length=self.block_length)
+        for name in ("temperature", "top_p", "alg_temp", "eps", "threshold"):
+            value = getattr(self, name)
+            is_needed = name in ("temperature", "eps")
+            if (value is None and is_needed) or not isinstance(value, Real | None) or isinstance(value, bool):
+                raise OptionError(f"{name} {value!r}: must be a number")
         if self.alg not in ALGORITHMS:
             raise OptionError(f"alg {self.alg!r}: there are {', '.join(ALGORITHMS)}")
         if self.cache not in (None, *CACHES):
             raise OptionError(f"cache {self.cache!r}: there are {', '.join(CACHES)}, and None")
         if not 0 <= self.temperature < math.inf:
             raise OptionError(f"temperature {self.temperature}: must be 0 (the best token) or above")
+        if 0 < self.temperature < 1e-6:
+            raise OptionError(f"temperature {self.temperature}: below 1e-6 it is 0 but for rounding: give 0")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise OptionError(f"top_p {self.top_p}: must be above 0, where no token is left, and at most 1")
         if self.top_k is not None and self.top_k < 1:
@@ -196,7 +205,6 @@ class _Run:
     tokens_BL: Tensor
     lefts: list[int]  # columns of padding that each row starts with
     max_new_tokens: int
-    most_a_step: int  # tokens, with a threshold
     generator: torch.Generator | None
     on_step: OnStep | None
     on_logits: OnLogits | None
@@ -207,7 +215,25 @@ class _Run:
     def __post_init__(self) -> None:
         self.histories = [[row_L.clone()] for row_L in self.tokens_BL]
 
-    def fill(self, forward: Forward, rows: list[int], start: int, end: int, n_steps: int) -> None:
+    def plan(self, rows: list[int], steps: int | None) -> list[tuple[int, int, int, int]]:
+        """(start, end, steps, most tokens of a step with a threshold) of each block of these rows.
+
+        Masks inside a prompt are a first block, then comes the answer in blocks. Raises `OptionError`.
+        """
+        length, block_length = self.tokens_BL.shape[1], self.options.block_length
+        begin = length - self.max_new_tokens
+        blocks = [(0, length)]
+        if block_length is not None:
+            inside = torch.cat([self._masked(row, 0, begin) for row in rows]).tolist()
+            blocks = [(min(inside), begin)] if inside else []
+            blocks += [(start, min(start + block_length, length)) for start in range(begin, length, block_length)]
+        n_masks = max(len(self._masked(row)) for row in rows)
+        n_steps = _share(max(1, n_masks, len(blocks)) if steps is None else steps, len(blocks))
+        # Fast-dLLM's threshold without blocks keeps to the pace that the steps set, if they are given.
+        most = n_masks if steps is None else max(1, n_masks // steps)
+        return [(start, end, n, most) for (start, end), n in zip(blocks, n_steps, strict=True)]
+
+    def fill(self, forward: Forward, rows: list[int], start: int, end: int, n_steps: int, most_a_step: int) -> None:
         """Fill the masks of columns start .. end-1 in `n_steps` steps, or in as many as the threshold takes.
 
         In blocks, the first step computes the whole row, which is what the caches start from. If there are more
@@ -233,11 +259,11 @@ class _Run:
                 n = int(len(columns_M) * share)
                 threshold = None if is_last else options.threshold
                 if threshold is not None:
-                    unused[row] += self.most_a_step
+                    unused[row] += most_a_step
                     n = min(n, unused[row])
-                unused[row] -= self._write(
-                    forward, row, columns_M, n, threshold, *self._window(row, start, end, i == 0)
-                )
+                window = self._window(row, start, end, is_whole=i == 0)
+                fills_cache = options.cache is not None and i == 0
+                unused[row] -= self._write(forward, row, columns_M, n, threshold, window, fills_cache)
             self._after_step(rows)
             is_full = not any(len(self._masked(row, start, end)) for row in rows)
             if options.threshold is not None and i >= in_blocks and is_full:
@@ -251,23 +277,29 @@ class _Run:
         return start, end if self.options.cache == "dual" else self.tokens_BL.shape[1]
 
     def _write(
-        self, forward: Forward, row: int, columns_M: Tensor, n: int, threshold: float | None, first: int, stop: int
+        self,
+        forward: Forward,
+        row: int,
+        columns_M: Tensor,
+        n: int,
+        threshold: float | None,
+        window: tuple[int, int],
+        fills_cache: bool,
     ) -> int:
         """Write the n most confident of these masks, with a threshold only those above it and the best; how many."""
         options, left = self.options, self.lefts[row]
-        fills_cache = options.cache is not None and first == left
         if n == 0 and not fills_cache:
             return 0
         # Logits are read shifted: a token comes from the row before it, the first from its own.
         sources_M = (columns_M - 1).clamp_min(left) if n else torch.tensor([left])
-        first = min(first, int(sources_M.min()))
-        logits_MV = self._forward(forward, row, first, stop, sources_M - first)
+        first = min(window[0], int(sources_M.min()))
+        logits_MV = self._forward(forward, row, first, window[1], sources_M - first)
         if n == 0:
             return 0
         if self.on_logits is not None:
             step, tokens_L = len(self.histories[row]) - 1, self.tokens_BL[row, left:]
             changed = self.on_logits(step, tokens_L, columns_M - left, logits_MV)
-            logits_MV = logits_MV if changed is None else changed
+            logits_MV = logits_MV if changed is None else _checked_logits(changed, logits_MV)
         alg = options.alg if threshold is None else "maskgit_plus"
         tokens_M, confidence_M = sample(
             logits_MV, self.network.mask_id, alg, options.temperature, options.top_p, options.top_k, self.generator
@@ -318,7 +350,8 @@ class _Run:
         if self.on_step is not None:
             changed = self.on_step(len(self.histories[rows[0]]) - 1, self.tokens_BL)
             if changed is not None:
-                self.tokens_BL.copy_(changed)
+                self.tokens_BL.copy_(_checked_tokens(changed, self.tokens_BL))
+            _check_ids(self.network, self.tokens_BL)
         for row in rows:
             self.histories[row].append(self.tokens_BL[row].clone())
 
@@ -340,14 +373,14 @@ def _rows(prompt_ids: Prompts) -> list[Tensor]:
     try:
         if isinstance(prompt_ids, Tensor):
             rows = list(prompt_ids) if prompt_ids.dim() == 2 else [prompt_ids]
-        elif len(prompt_ids) and isinstance(prompt_ids[0], int):
-            rows = [torch.tensor(prompt_ids)]
+        elif len(prompt_ids) and isinstance(prompt_ids[0], Integral):
+            rows = [torch.as_tensor(prompt_ids)]
         else:
             rows = [torch.as_tensor(row) for row in prompt_ids]
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, LookupError) as error:
         raise OptionError(f"prompt_ids must be token ids, of one prompt or of several: {error}") from error
     for row in rows:
-        if row.dim() != 1 or (row.numel() and (row.is_floating_point() or row.dtype == torch.bool)):
+        if row.dim() != 1 or (row.numel() and row.dtype not in INTEGERS):
             raise OptionError(f"prompt_ids must be integers, [P] or [B, P], got {row.dtype} {list(row.shape)}")
     return [row.to(torch.int64) for row in rows]
 
@@ -358,9 +391,7 @@ def _check_prompts(network: Network, prompts: list[Tensor], max_new_tokens: int)
     if max_new_tokens < 0:
         raise OptionError(f"max_new_tokens {max_new_tokens}: must be at least 0")
     for prompt in prompts:
-        if not 0 <= int(prompt.min()) <= int(prompt.max()) < network.vocab_size:
-            wrong = int(prompt.min()) if int(prompt.min()) < 0 else int(prompt.max())
-            raise OptionError(f"token id {wrong} is outside the vocabulary, 0..{network.vocab_size - 1}")
+        _check_ids(network, prompt)
         if len(prompt) > network.max_seq_len:
             raise OptionError(f"the prompt has {len(prompt)} tokens, max_seq_len is {network.max_seq_len}")
         if len(prompt) + max_new_tokens > network.max_seq_len:
@@ -368,6 +399,31 @@ def _check_prompts(network: Network, prompts: list[Tensor], max_new_tokens: int)
                 f"the prompt's {len(prompt)} tokens and {max_new_tokens} new ones are more than max_seq_len "
                 f"{network.max_seq_len}: at most {network.max_seq_len - len(prompt)} new tokens fit"
             )
+
+
+def _check_ids(network: Network, tokens: Tensor) -> None:
+    if not 0 <= int(tokens.min()) <= int(tokens.max()) < network.vocab_size:
+        wrong = int(tokens.min()) if int(tokens.min()) < 0 else int(tokens.max())
+        raise OptionError(f"token id {wrong} is outside the vocabulary, 0..{network.vocab_size - 1}")
+
+
+def _check_whole(**values: int | None) -> None:
+    for name, value in values.items():
+        if not isinstance(value, Integral | None) or isinstance(value, bool) or not -(2**63) <= (value or 0) < 2**63:
+            raise OptionError(f"{name} {value!r}: must be a whole number")
+
+
+def _checked_logits(changed: Tensor, logits_MV: Tensor) -> Tensor:
+    """What a hook returned; a token that it bans with -inf keeps a number, so that sums over all tokens have one."""
+    if not isinstance(changed, Tensor) or changed.shape != logits_MV.shape or not changed.is_floating_point():
+        raise OptionError(f"on_logits must return logits of the shape it was given, {list(logits_MV.shape)}, or None")
+    return changed.float().clamp_min(torch.finfo(torch.float32).min)
+
+
+def _checked_tokens(changed: Tensor, tokens_BL: Tensor) -> Tensor:
+    if not isinstance(changed, Tensor) or changed.shape != tokens_BL.shape or changed.dtype not in INTEGERS:
+        raise OptionError(f"on_step must return tokens of the shape it was given, {list(tokens_BL.shape)}, or None")
+    return changed
 
 
 def _padded(network: Network, prompts: list[Tensor], max_new_tokens: int) -> tuple[Tensor, list[int]]:
@@ -381,21 +437,10 @@ def _padded(network: Network, prompts: list[Tensor], max_new_tokens: int) -> tup
     return tokens_BL, lefts
 
 
-def _blocks(is_mask_BL: Tensor, max_new_tokens: int, block_length: int | None) -> list[tuple[int, int]]:
-    """Columns (start, end) of each block: all of it, or masks inside the prompts first, then the answer in blocks."""
-    length = is_mask_BL.shape[1]
-    if block_length is None:
-        return [(0, length)]
-    begin = length - max_new_tokens
-    inside = is_mask_BL[:, :begin].any(0).nonzero()
-    blocks = [(int(inside[0]), begin)] if len(inside) else []
-    return blocks + [(start, min(start + block_length, length)) for start in range(begin, length, block_length)]
-
-
 def _share(steps: int, n_blocks: int) -> list[int]:
     """Steps of each block; what does not divide goes to the first ones."""
-    if steps < 1:
-        raise OptionError(f"steps {steps}: must be at least 1")
+    if not 1 <= steps <= MAX_STEPS:
+        raise OptionError(f"steps {steps}: must be at least 1, and at most {MAX_STEPS}")
     if steps < n_blocks:
         raise OptionError(f"steps {steps}: must be at least 1 for each of the {n_blocks} blocks")
     return [steps // n_blocks + (block < steps % n_blocks) for block in range(n_blocks)]

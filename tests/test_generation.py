@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -138,6 +138,7 @@ class Table:
         self.vocab_size = raw_logits.shape[-1]
 
     def start(self) -> Callable[[Tensor, int, int, Tensor], Tensor]:
+        self.step = 0
         return self.forward
 
     def forward(self, tokens: Tensor, start_pos: int, kv_len: int, rows: Tensor) -> Tensor:
@@ -238,6 +239,46 @@ def test_a_run_always_ends_and_fills_every_mask(data: st.DataObject) -> None:
     assert len(written.history) <= len(calls) + 1
 
 
+def test_a_row_with_masks_does_not_move_its_neighbours() -> None:
+    """Blocks, steps and pace are a row's own: masks inside other prompts, or none, change nothing."""
+    network = eager("gqa2")
+    mask = network.mask_id
+    rows = [PROMPT, [mask, *PROMPT, mask], [mask] * 3, [*PROMPT[:5], mask, mask, 4, mask], [49]]
+    options: list[dict[str, Any]] = [{}, {"threshold": 0.02}, {"block_length": 1, "threshold": 0.0}]
+    options += [{"block_length": 4, "cache": cache_mode} for cache_mode in (None, "prefix", "dual")]
+    options += [{"block_length": 4, "cache": "dual", "threshold": 0.05}, {"steps": 9, "stop_at_eos": True}]
+    for chosen in options:
+        together = generate(network, rows, max_new_tokens=8, **chosen)
+        alone = [generate(network, row, max_new_tokens=8, **chosen) for row in rows]
+        for row, one in enumerate(alone):
+            assert torch.equal(together.tokens[row, -one.tokens.shape[1] :], one.tokens[0]), (chosen, row)
+        assert together.forward_calls == sum(one.forward_calls for one in alone)
+
+
+def test_a_hook_may_ban_a_token_and_must_return_what_it_got(program: Program) -> None:
+    banned = generate(program, PROMPT, max_new_tokens=8).answers[0].tolist()
+
+    def ban(step: int, tokens: Tensor, positions: Tensor, logits: Tensor, value: float) -> Tensor:
+        logits = logits.clone()
+        logits[:, banned] = value
+        return logits
+
+    for alg in ("entropy", "maskgit_plus", "topk_margin"):
+        histories = [
+            generate(program, PROMPT, max_new_tokens=8, alg=alg, on_logits=partial(ban, value=value)).history
+            for value in (-torch.inf, -1e30)
+        ]
+        assert torch.equal(*histories)
+        assert not set(histories[0][-1, 0, len(PROMPT) :].tolist()) & set(banned)
+    for hook in (lambda s, t, p, x: x[:, :3], lambda s, t, p, x: x[:1, :1], lambda s, t, p, x: "x"):
+        with pytest.raises(OptionError, match="on_logits must return"):
+            generate(program, PROMPT, max_new_tokens=8, on_logits=hook)
+    with pytest.raises(OptionError, match="on_step must return"):
+        generate(program, PROMPT, max_new_tokens=8, on_step=lambda s, t: t[:, :2])
+    with pytest.raises(OptionError, match="9999 is outside"):
+        generate(program, PROMPT, max_new_tokens=8, on_step=lambda s, t: t * 0 + 9999)
+
+
 def test_a_hook_may_change_tokens_and_put_masks_back(program: Program) -> None:
     def remask(step: int, tokens: Tensor) -> Tensor:
         tokens = tokens.clone()
@@ -280,6 +321,14 @@ def test_stop_at_eos(program: Program) -> None:
     assert len(cut.history) < len(whole.history)
     assert cut.forward_calls < whole.forward_calls
     assert eos in whole.answers[0].tolist()
+
+
+def test_a_block_at_the_left_edge_is_no_call_of_its_own(program: Program) -> None:
+    """Steps that write nothing make no call, with a cache as without one."""
+    options: dict[str, Any] = {"max_new_tokens": 4, "block_length": 4, "steps": 60}
+    prompt = [program.mask_id, *PROMPT, program.mask_id]
+    calls = [generate(program, prompt, cache=cache_mode, **options).forward_calls for cache_mode in (None, "dual")]
+    assert calls[0] == calls[1] < 10
 
 
 def test_sampling_follows_the_seed(program: Program) -> None:
@@ -391,6 +440,20 @@ REFUSED = [
     ({"alg": "origin", "threshold": 0.5}, "origin"),
     ({"alg": "origin", "alg_temp": 0.5}, "origin"),
     ({"threshold": 0.5, "alg_temp": 0.5}, "give one of them"),
+    ({"max_new_tokens": 2.5}, "max_new_tokens 2.5: must be a whole number"),
+    ({"max_new_tokens": True}, "max_new_tokens True"),
+    ({"steps": "5"}, "steps '5'"),
+    ({"steps": 10**9}, "at most 100000"),
+    ({"steps": 10**30}, "must be a whole number"),
+    ({"top_k": float("nan")}, "top_k nan"),
+    ({"seed": "5"}, "seed '5'"),
+    ({"seed": 10**30}, "seed 1"),
+    ({"temperature": None}, "temperature None"),
+    ({"temperature": 1e-40}, "below 1e-6"),
+    ({"top_p": "0.5"}, "top_p '0.5': must be a number"),
+    ({"threshold": True}, "threshold True"),
+    ({"prompt_ids": {"a": 1}}, "token ids"),
+    ({"prompt_ids": torch.zeros(3, dtype=torch.complex64)}, "integers"),
 ]
 
 
