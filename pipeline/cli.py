@@ -128,6 +128,8 @@ def _validate(config: Any) -> None:
 def _generate(config: Any) -> None:
     from pipeline.generate import answer_lines, answer_prompt
 
+    if sys.stdout is None:
+        raise OutputError("the answer cannot be written: stdout is closed")
     (answer_prompt if config.prompts is None else answer_lines)(config, err)
 
 

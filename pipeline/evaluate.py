@@ -74,8 +74,8 @@ def evaluate(config: EvaluateConfig, console: Console, err: Console) -> list[Sco
 def _solve(
     opened: Opened, config: EvaluateConfig, cache: Cache, prompt: str, check: Checker
 ) -> tuple[bool, Generation]:
-    assert config.max_new_tokens is not None
-    written = write(opened, encode(opened.tokenizer, prompt), config.max_new_tokens, cache, config)
+    n_new = config.task.new_tokens if config.max_new_tokens is None else config.max_new_tokens
+    written = write(opened, encode(opened.tokenizer, prompt), n_new, cache, config)
     return check(prompt, decode(opened.tokenizer, written.answers[0].tolist())), written
 
 

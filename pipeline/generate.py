@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.config import GenerateConfig
 from pipeline.display import mib, peak_rss
-from pipeline.errors import UsageError
+from pipeline.errors import OutputError, UsageError
 from pipeline.opened import Opened, open_artifact, write
 from pipeline.tokenizer import chat_template, decode, encode, render_chat, special_tokens
 from runtime.generate import Generation
@@ -33,7 +33,7 @@ class Answer:
 def answer_prompt(config: GenerateConfig, err: Console) -> None:
     """One prompt: the answer on stdout, a live view and what it took on stderr. Raises `PipelineError`."""
     opened = open_artifact(Path(config.artifact))
-    prompt = config.prompt if config.prompt is not None else sys.stdin.read()
+    prompt = config.prompt if config.prompt is not None else _stdin().read()
     view = View(opened, err)
     try:
         with view.live():
@@ -137,7 +137,7 @@ def _runs(tokens: list[int], before: list[int], mask_id: int) -> Iterator[tuple[
 def _lines(name: str) -> Iterator[tuple[int, str]]:
     """Numbered lines that are not blank. Raises `UsageError`."""
     try:
-        with sys.stdin if name == "-" else Path(name).open(encoding="utf-8", errors="surrogateescape") as opened:
+        with _stdin() if name == "-" else Path(name).open(encoding="utf-8-sig", errors="surrogateescape") as opened:
             for number, line in enumerate(opened, start=1):
                 if line.strip():
                     yield number, line
@@ -167,5 +167,16 @@ def _took(generation: Generation) -> str:
 
 
 def _say(stream: TextIO, text: str) -> None:
-    stream.write(text)
-    stream.flush()
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"the answer cannot be written: {error.strerror or error}") from error
+
+
+def _stdin() -> TextIO:
+    if sys.stdin is None:
+        raise UsageError("no prompt is given, and stdin is closed")
+    return sys.stdin

@@ -32,8 +32,16 @@ def open_artifact(folder: Path) -> Opened:
         tokenizer = load_tokenizer(folder)
         if tokenizer is None:
             raise UsageError(f"{folder} has no {TOKENIZER_FILE}: its checkpoint had no tokenizer, so it takes no text")
-        return Opened(folder, Program.open(folder), tokenizer, int(manifest["task"]["new_tokens"]))
-    except (KeyError, TypeError, ValueError) as error:
+        program, new_tokens = Program.open(folder), int(manifest["task"]["new_tokens"])
+        if not 1 <= new_tokens <= program.max_seq_len:
+            raise ValueError(f"task.new_tokens is {new_tokens}")
+        largest = max(tokenizer.get_vocab().values(), default=0)
+        if largest >= program.vocab_size:
+            raise BadArtifactError(
+                f"{folder}: its tokenizer has id {largest}, its program knows 0..{program.vocab_size - 1}"
+            )
+        return Opened(folder, program, tokenizer, new_tokens)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadArtifactError(f"{folder / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}") from error
     except (ArtifactError, ProgramError, InputError, FileNotFoundError) as error:
         raise BadArtifactError(str(error)) from error

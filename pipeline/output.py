@@ -15,6 +15,12 @@ def check_output(file: Path) -> None:
         raise OutputError(f"output {file} cannot be written: there is no folder {file.parent}")
     if file.is_dir():
         raise OutputError(f"output {file} cannot be written: it is a folder")
+    aside = file.with_name(f".{file.name}.partial")
+    try:
+        aside.touch()
+        aside.unlink()
+    except OSError as error:
+        raise OutputError(f"output {file} cannot be written: {error.strerror or error}") from error
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

@@ -14,28 +14,43 @@ Checker = Callable[[str, str], bool]
 
 
 def load_checker(file: Path) -> Checker:
-    """Runs the file. Raises `UsageError` if there is no `check` in it."""
+    """Runs the file. Raises `UsageError` if there is no `check` in it; so does the checker if `check` fails."""
     try:
         check = runpy.run_path(str(file)).get("check")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"task.checker: {file} cannot be run: {type(error).__name__}: {error}") from error
     if not callable(check):
         raise UsageError(f"task.checker: {file} has no function check(prompt, answer)")
-    return check
+
+    def checked(prompt: str, answer: str) -> bool:
+        try:
+            solves = check(prompt, answer)
+        except (Exception, SystemExit) as error:
+            raise UsageError(f"task.checker: {file}: check failed: {type(error).__name__}: {error}") from error
+        if not isinstance(solves, bool):
+            raise UsageError(f"task.checker: {file}: check must return True or False, got {solves!r:.60}")
+        return solves
+
+    return checked
 
 
 def read_prompts(file: Path) -> list[str]:
     """Raises `UsageError` that names the line."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise UsageError(f"task.prompts: {file} cannot be read: {error}") from error
     prompts = []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
-            prompts.append(str(json.loads(line)["prompt"]))
+            prompt = json.loads(line)["prompt"]
+            if not isinstance(prompt, str):
+                raise TypeError
+            prompts.append(prompt)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UsageError(f'{file}, line {number}: expected a JSON object with a "prompt"') from error
+            raise UsageError(f'{file}, line {number}: expected a JSON object with a text as "prompt"') from error
     if not any(prompts):
         raise UsageError(f"task.prompts: {file} holds no prompt")
     return prompts

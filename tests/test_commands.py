@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import shutil
 import signal
@@ -170,7 +169,28 @@ def test_wrong_input_is_one_line(
         (2, "repeats 0", ["bench", f"artifact={sudoku}", "repeats=0", "new_tokens=8"]),
         (2, "at least 1 token", ["bench", f"artifact={sudoku}", "lengths=[0]", "new_tokens=8"]),
         (7, "is a folder", ["bench", f"artifact={sudoku}", f"output={tmp_path}", "new_tokens=8"]),
+        (7, "output /proc/x.json", ["evaluate", f"artifact={sudoku}", "output=/proc/x.json"]),
+        (2, "below 1e-6", ["generate", f"artifact={sudoku}", "prompt=1", "temperature=1e-40"]),
+        (2, "at most 100000", ["generate", f"artifact={sudoku}", "prompt=1", "steps=2000000000"]),
+        (2, "whole number", ["generate", f"artifact={sudoku}", "prompt=1", f"seed={10**30}"]),
     ]
+    for name, source, said in [
+        ("raises", "def check(p, a): return 1 / 0", "check failed: ZeroDivisionError"),
+        ("none", "def check(p, a): pass", "must return True or False"),
+        ("exits", "raise SystemExit(3)", "cannot be run: SystemExit"),
+    ]:
+        (tmp_path / f"{name}.py").write_text(source)
+        cases.append((2, said, ["evaluate", f"artifact={sudoku}", "n=1", f"task.checker={tmp_path / name}.py"]))
+    for name, key in [("endless", "Infinity"), ("negative", "-3")]:
+        shutil.copytree(sudoku, tmp_path / name)
+        manifest = (tmp_path / name / "manifest.json").read_text()
+        (tmp_path / name / "manifest.json").write_text(manifest.replace('"new_tokens": 19', f'"new_tokens": {key}'))
+        cases.append((6, "not a manifest", ["generate", f"artifact={tmp_path / name}", "prompt=1"]))
+    shutil.copytree(sudoku, tmp_path / "foreign")
+    tokenizer = json.loads((tmp_path / "foreign" / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["1"] = 5000
+    (tmp_path / "foreign" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    cases.append((6, "its tokenizer has id 5000", ["generate", f"artifact={tmp_path / 'foreign'}", "prompt=2"]))
     for expected, said, arguments in cases:
         code, out, err = pipeline(*arguments)
         assert (code, out) == (expected, ""), (arguments, err)
@@ -190,20 +210,21 @@ def test_wrong_input_is_one_line(
         assert "truncated" in err
 
 
-def test_interrupted_it_prints_what_is_done(sudoku: Path) -> None:
+def test_interrupted_it_prints_what_is_done(sudoku: Path, tmp_path: Path) -> None:
     """Ctrl-C after some steps: the tokens that are written, masks as blocks, and exit code 130."""
     command = [sys.executable, "-m", "pipeline", "generate", f"artifact={sudoku}", f"prompt={PUZZLE}"]
+    begun = tmp_path / "begun"
     # Slower steps, so that there is a middle.
     slow = (
         "import sys, time, runtime; g = sys.modules['runtime.generate']; after = g._Run._after_step; "
-        "g._Run._after_step = lambda run, rows: (after(run, rows), time.sleep(0.3))[0]"
+        "g._Run._after_step = lambda run, rows: (after(run, rows), open(sys.argv[1], 'w'), time.sleep(0.3))[0]"
     )
     code = f"{slow}; import sys; from pipeline.__main__ import main; sys.exit(main({command[3:]!r}))"
     child = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-c", code, str(begun)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
     )
     deadline = time.monotonic() + 60
-    while _n_threads(child.pid) < 3 and time.monotonic() < deadline:  # the runtime's own: the program is loaded
+    while not begun.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(1.2)
     child.send_signal(signal.SIGINT)
@@ -222,8 +243,20 @@ def test_a_closed_pipe_ends_it_quietly(sudoku: Path) -> None:
     assert done.stderr == ""
 
 
-def _n_threads(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/task"))  # noqa: PTH208
+def test_closed_and_full_streams(sudoku: Path) -> None:
+    command = f"{sys.executable} -m pipeline generate artifact={sudoku} prompt=1 threshold=0.5"
+    for streams, code, said in [
+        (">/dev/full", 7, "the answer cannot be written: No space left"),
+        (">&-", 7, "stdout is closed"),
+        ("prompts=- <&-", 2, "stdin is closed"),
+    ]:
+        arguments = command.replace(" prompt=1", "") if "prompts" in streams else command
+        done = subprocess.run(
+            f"{arguments} {streams}", shell=True, capture_output=True, text=True, cwd=ROOT, check=False
+        )
+        assert done.returncode == code, done.stderr
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 def test_evaluate(pipeline: Pipeline, sudoku: Path, tmp_path: Path) -> None:

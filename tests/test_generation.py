@@ -270,7 +270,8 @@ def test_a_hook_may_ban_a_token_and_must_return_what_it_got(program: Program) ->
         ]
         assert torch.equal(*histories)
         assert not set(histories[0][-1, 0, len(PROMPT) :].tolist()) & set(banned)
-    for hook in (lambda s, t, p, x: x[:, :3], lambda s, t, p, x: x[:1, :1], lambda s, t, p, x: "x"):
+    wrong: list[Callable[..., Any]] = [lambda s, t, p, x: x[:, :3], lambda s, t, p, x: x[:1, :1], lambda *_: "x"]
+    for hook in wrong:
         with pytest.raises(OptionError, match="on_logits must return"):
             generate(program, PROMPT, max_new_tokens=8, on_logits=hook)
     with pytest.raises(OptionError, match="on_step must return"):
