@@ -217,11 +217,11 @@ def test_interrupted_it_prints_what_is_done(sudoku: Path, tmp_path: Path) -> Non
     # Slower steps, so that there is a middle.
     slow = (
         "import sys, time, runtime; g = sys.modules['runtime.generate']; after = g._Run._after_step; "
-        "g._Run._after_step = lambda run, rows: (after(run, rows), open(sys.argv[1], 'w'), time.sleep(0.3))[0]"
+        f"g._Run._after_step = lambda run, rows: (after(run, rows), open({str(begun)!r}, 'w'), time.sleep(0.3))[0]"
     )
     code = f"{slow}; import sys; from pipeline.__main__ import main; sys.exit(main({command[3:]!r}))"
     child = subprocess.Popen(
-        [sys.executable, "-c", code, str(begun)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
     )
     deadline = time.monotonic() + 60
     while not begun.exists() and time.monotonic() < deadline:
