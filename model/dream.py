@@ -19,11 +19,11 @@ from model.config import DreamEdgeConfig
 
 # (q [B, T, H, d], k [B, T, G, d], v [B, T, G, d]) -> [B, T, H, d]. Whoever calls the layers says what attention sees.
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-# Positions that are written together where nothing else is asked for: Fast-dLLM's (arXiv 2505.22618).
-BLOCK_LENGTH = 32
-
 # [B, T, heads, d] -> the same, each head rotated by its position.
 Rotate = Callable[[Tensor], Tensor]
+
+# Positions that are written together where nothing else is asked for: Fast-dLLM's (arXiv 2505.22618).
+BLOCK_LENGTH = 32
 
 
 class RMSNorm(nn.Module):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import signal
 import subprocess
 import sys
@@ -17,7 +15,7 @@ from rich.console import Console
 from pipeline.config import ROOT, BenchConfig
 from pipeline.display import mib, table
 from pipeline.errors import BadArtifactError, UsageError
-from pipeline.output import check_output, write_json
+from pipeline.output import check_output, machine, write_json
 from runtime.artifact import ArtifactError, load_manifest
 from runtime.bench import Settings
 from runtime.program import MODEL_FILE
@@ -31,7 +29,7 @@ def bench(config: BenchConfig, console: Console, err: Console) -> None:
         check_output(Path(config.output))
     result = _measure(folder / MODEL_FILE, settings, err)
     result["artifact"] = folder.resolve().name
-    result["machine"] = {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()}
+    result["machine"] = machine()
     _show(console, result)
     if config.output is not None:
         write_json(Path(config.output), result)

@@ -1,12 +1,19 @@
-"""A result as a JSON file."""
+"""A result as a JSON file, and the machine that it was measured on."""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import OutputError
+
+
+def machine() -> dict[str, Any]:
+    """What a measured time belongs to."""
+    return {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()}
 
 
 def check_output(file: Path) -> None:

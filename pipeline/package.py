@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from pipeline.display import StageStats
 from pipeline.errors import OutputError
 from pipeline.load import Loaded
 from pipeline.lower import Lowered
+from pipeline.output import machine
 from pipeline.tokenizer import TOKENIZER_FILE
 from pipeline.validate import Validated
 from recipes.static_program import CONTRACT_VERSION
@@ -101,7 +101,7 @@ def _report(validated: Validated, stages: list[StageStats]) -> dict[str, Any]:
     return {
         "valid": validated.ok,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()},
+        "machine": machine(),
         "stages": [asdict(stage) for stage in stages],
         "program": {
             "load_seconds": replay.load_seconds,

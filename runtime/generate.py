@@ -210,10 +210,12 @@ class _Run:
     on_logits: OnLogits | None
     forward_calls: int = 0
     positions: int = 0
-    histories: list[list[Tensor]] = field(default_factory=list)
+    histories: list[list[Tensor]] = field(init=False)
+    begin: int = field(init=False)  # the column where the answers begin
 
     def __post_init__(self) -> None:
         self.histories = [[row_L.clone()] for row_L in self.tokens_BL]
+        self.begin = self.tokens_BL.shape[1] - self.max_new_tokens
 
     def plan(self, rows: list[int], steps: int | None) -> list[tuple[int, int, int, int]]:
         """(start, end, steps, most tokens of a step with a threshold) of each block of these rows.
@@ -221,12 +223,11 @@ class _Run:
         Masks inside a prompt are a first block, then comes the answer in blocks. Raises `OptionError`.
         """
         length, block_length = self.tokens_BL.shape[1], self.options.block_length
-        begin = length - self.max_new_tokens
         blocks = [(0, length)]
         if block_length is not None:
-            inside = torch.cat([self._masked(row, 0, begin) for row in rows]).tolist()
-            blocks = [(min(inside), begin)] if inside else []
-            blocks += [(start, min(start + block_length, length)) for start in range(begin, length, block_length)]
+            inside = torch.cat([self._masked(row, 0, self.begin) for row in rows]).tolist()
+            blocks = [(min(inside), self.begin)] if inside else []
+            blocks += [(start, min(start + block_length, length)) for start in range(self.begin, length, block_length)]
         n_masks = max(len(self._masked(row)) for row in rows)
         n_steps = _share(max(1, n_masks, len(blocks)) if steps is None else steps, len(blocks))
         # Fast-dLLM's threshold without blocks keeps to the pace that the steps set, if they are given.
@@ -343,8 +344,8 @@ class _Run:
             self.tokens_BL[row, found[0] :] = self.tokens_BL[row, found[0]].item()
 
     def _eos_columns(self, row: int) -> Tensor:
-        begin = self.tokens_BL.shape[1] - self.max_new_tokens
-        return torch.isin(self.tokens_BL[row, begin:], torch.tensor(self.network.eos_ids)).nonzero()[:, 0] + begin
+        is_eos = torch.isin(self.tokens_BL[row, self.begin :], torch.tensor(self.network.eos_ids))
+        return is_eos.nonzero()[:, 0] + self.begin
 
     def _after_step(self, rows: list[int]) -> None:
         if self.on_step is not None:
@@ -362,7 +363,7 @@ class _Run:
         for row in range(len(self.tokens_BL)):
             eos = self._eos_columns(row) if self.options.stop_at_eos else torch.empty(0)
             end = int(eos[0]) if len(eos) else None
-            answers.append(self.tokens_BL[row, self.tokens_BL.shape[1] - self.max_new_tokens : end])
+            answers.append(self.tokens_BL[row, self.begin : end])
         return Generation(
             self.tokens_BL, tuple(answers), torch.stack(history, 1), self.forward_calls, self.positions, seconds
         )
