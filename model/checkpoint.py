@@ -15,6 +15,7 @@ from torch import Tensor
 
 from model.config import ConfigError, DreamEdgeConfig
 from model.dream import DreamEdge
+from model.pages import release
 
 log = logging.getLogger(__name__)
 
@@ -155,6 +156,8 @@ def _check(folder: Path, config: DreamEdgeConfig, shapes: dict[str, tuple[int, .
             wrong.append(f"wrong type: {key} is {tensor.dtype}, expected float32, float16 or bfloat16")
         elif not _is_finite(tensor):
             wrong.append(f"NaN or infinite values: {key}")
+        if tensor is not None:
+            release(tensor)
     head, embedding = found.get("lm_head.weight"), found.get("model.embed_tokens.weight")
     if config.tie_word_embeddings and head is not None and embedding is not None:
         if torch.equal(head, embedding):

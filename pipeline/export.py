@@ -41,7 +41,7 @@ def lengths(config: DreamEdgeConfig, export: ExportConfig) -> tuple[int, int]:
 
 
 def export(quantized: Quantized, settings: ExportConfig) -> Exported:
-    model, recipe = quantized.model, quantized.recipe
+    model, recipe = quantized.weights.model, quantized.recipe
     max_seq_len, max_rows = lengths(model.config, settings)
     program = StaticProgram(model, max_seq_len, recipe.backend, recipe.attention)
     return Exported(

@@ -55,7 +55,7 @@ def load(folder: Path) -> Loaded:
         config=config,
         folder=folder,
         weights=sum(file.stat().st_size for file in files),
-        digests={file.name: sha256(file) for file in hashed},
+        digests=dict(zip([file.name for file in hashed], map(sha256, hashed), strict=True)),
         tokenizer=tokenizer,
         tokenizer_files=tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file()),
     )

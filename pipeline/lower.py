@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.errors import RecipeError
 from pipeline.export import Exported
-from recipes.blocks import Recipe
+from pipeline.quantize import Quantized
 from recipes.lowering import lower_program
 
 
@@ -20,10 +20,11 @@ class Lowered:
     metadata: dict[str, Any]
 
 
-def lower(exported: Exported, recipe: Recipe, pte: Path) -> Lowered:
+def lower(exported: Exported, quantized: Quantized, pte: Path) -> Lowered:
     """Raises `RecipeError` where the backend refuses the recipe, and `OSError` from writing."""
+    recipe = quantized.recipe
     try:
-        program = lower_program(exported.program, recipe.backend, exported.constant_methods)
+        program = lower_program(exported.program, recipe.backend, exported.constant_methods, quantized.weights)
     except Exception as error:
         raise RecipeError(f"recipe {recipe.name} cannot be lowered: {_first_line(error)}") from error
     with pte.open("wb") as file:

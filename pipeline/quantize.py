@@ -1,30 +1,72 @@
-"""Stage 2: the float model to the recipe's, in place, one module at a time."""
+"""Stage 2: the float model to the recipe's, on disk, a slice of one weight at a time."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
-from model import DreamEdge
-from pipeline.errors import RecipeError
+import psutil
+from safetensors import SafetensorError
+
+from pipeline.errors import OutputError, RecipeError
 from pipeline.load import Loaded
 from recipes.blocks import Recipe
-from recipes.quantization import QuantizationError, quantize_model
+from recipes.quantization import QuantizationError
+from recipes.stored import Weights, open_stored, store
+
+KEY_FILE = "made_of.json"
+FORMAT_VERSION = 1  # of the files; another one makes another key
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """model: runs in eager as the program shall run on the device."""
+    """weights: as the program shall have them on the device."""
 
-    model: DreamEdge
+    weights: Weights
     recipe: Recipe
 
 
-def quantize(loaded: Loaded, recipe: Recipe, report: Callable[[str], None]) -> Quantized:
-    """Raises `RecipeError` that names the layers whose sizes do not fit. `loaded.model` is used up."""
+def quantize(loaded: Loaded, recipe: Recipe, cache: Path, report: Callable[[str], None]) -> Quantized:
+    """What is in `cache` already is taken from there.
+
+    Raises `RecipeError` that names the layers whose sizes do not fit, and `OutputError` where `cache` cannot be written.
+    """
+    made_of = _made_of(loaded, recipe)
+    folder = cache / hashlib.sha256(made_of.encode()).hexdigest()[:16]
     try:
-        for step in quantize_model(loaded.model, recipe.dtype, recipe.linear, recipe.embedding):
-            report(f"{step.done}/{step.total} {step.name}")
+        _remove_left_behind(folder)
+        for name, was_there in store(loaded.model, recipe, folder):
+            report(f"{name}{', from the cache' * was_there}")
+        (folder / KEY_FILE).write_text(made_of, encoding="utf-8")
+        return Quantized(open_stored(folder, loaded.model, recipe), recipe)
     except QuantizationError as error:
         raise RecipeError(f"recipe {recipe.name} on {loaded.folder}: {error}") from error
-    return Quantized(loaded.model, recipe)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cache {folder} cannot be written: {error}") from error
+
+
+def _made_of(loaded: Loaded, recipe: Recipe) -> str:
+    """Whatever decides the bytes of quantized weights."""
+    content: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "checkpoint": loaded.digests,
+        "backend": recipe.backend.value,
+        "dtype": recipe.dtype.value,
+        "linear": recipe.linear and asdict(recipe.linear),
+        "embedding": recipe.embedding and asdict(recipe.embedding),
+        "versions": {name: version(name) for name in ("torch", "torchao")},
+    }
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Files that a killed process was writing. Their names hold its number."""
+    for file in folder.glob("*.partial"):
+        process = file.suffixes[-2].removeprefix(".")
+        if not (process.isdecimal() and psutil.pid_exists(int(process))):
+            file.unlink(missing_ok=True)

@@ -15,14 +15,18 @@ from executorch.exir import (
 )
 
 from recipes.blocks import Backend
+from recipes.stored import Weights
 from recipes.xnnpack import adapted_lowering
 
 
 def lower_program(
-    exported: torch.export.ExportedProgram, backend: Backend, constant_methods: dict[str, Any]
+    exported: torch.export.ExportedProgram,
+    backend: Backend,
+    constant_methods: dict[str, Any],
+    weights: Weights | None = None,
 ) -> ExecutorchProgramManager:
-    """The program, ready to be written with `write_to_file`."""
-    with warnings.catch_warnings(), adapted_lowering():
+    """The program, ready to be written with `write_to_file`. weights: those on disk stay there until then."""
+    with warnings.catch_warnings(), adapted_lowering(weights):
         warnings.simplefilter("ignore")  # hundreds of deprecations of torch and executorch among themselves
         edge = to_edge_transform_and_lower(
             exported,

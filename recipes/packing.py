@@ -7,35 +7,71 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from recipes.blocks import Backend
 
-def packed_digests(model: nn.Module) -> dict[str, list[str]]:
+
+def packed_digests(model: nn.Module, backend: Backend) -> dict[str, list[str]]:
     """By parameter name the sha256 that its bytes in a `.pte` may have; scales have an entry of their own.
 
-    A float weight is kept in its own type or widened to float32 (biases of quantized layers), and without a delegate
-    the other way round, as a product with plain operators wants it. int4 is packed two to a
-    byte, the even column low, as XNNPACK wants a linear's weight; an embedding's even column is the high half.
+    A float matrix is kept as it is; without a delegate a linear's is kept the other way round, as a product with
+    plain operators wants it. Norms and biases are kept in their own type or widened to float32. int4 is packed two
+    to a byte.
     """
     digests: dict[str, list[str]] = {}
     for name, module in model.named_modules():
         for kind, parameter in module.named_parameters(recurse=False):
-            full = f"{name}.{kind}"
+            full = f"{name}.{kind}" if name else kind
             if hasattr(parameter, "qdata"):
-                digests[full] = [_sha256(packed) for packed in _packings(parameter)]
-                digests[f"{full}.scale"] = [_sha256(parameter.scale), _sha256(parameter.scale.float())]
+                digests[full] = [_sha256(packed) for packed in _packings(module, parameter)]
+                digests[f"{full}.scale"] = [_sha256(parameter.scale)]
+                if parameter.scale.dtype != torch.float32:
+                    digests[f"{full}.scale"].append(_sha256(parameter.scale.float()))
             else:
-                forms = [parameter.data, parameter.data.t()] if parameter.dim() == 2 else [parameter.data]
-                digests[full] = [_sha256(form) for tensor in forms for form in (tensor, tensor.float())]
+                digests[full] = [_sha256(form) for form in _float_forms(parameter.data, backend)]
     return digests
 
 
-def _packings(parameter: Tensor) -> list[Tensor]:
+def pack_int4(integers: Tensor) -> Tensor:
+    """int8 -8..7 [rows, columns] to uint8 [rows, columns / 2], as XNNPACK wants a linear's: the even column low.
+
+    The same as `convert_to_qc4w` in executorch's XNNPACK backend, a few rows at a time.
+    """
+    packed = torch.empty(integers.shape[0], integers.shape[1] // 2, dtype=torch.uint8)
+    for part, into in zip(integers.split(_ROWS), packed.split(_ROWS), strict=True):
+        unsigned = part.view(torch.uint8) + 8
+        torch.bitwise_or(unsigned[:, 1::2] << 4, unsigned[:, ::2], out=into)
+    return packed
+
+
+def unpack_int4(packed: Tensor) -> Tensor:
+    """The way back."""
+    integers = torch.empty(packed.shape[0], packed.shape[1] * 2, dtype=torch.int8)
+    for part, into in zip(packed.split(_ROWS), integers.split(_ROWS), strict=True):
+        into[:, ::2] = (part & 15).view(torch.int8) - 8
+        into[:, 1::2] = (part >> 4).view(torch.int8) - 8
+    return integers
+
+
+_ROWS = 128  # that are packed at once
+
+
+def _packings(module: nn.Module, parameter: Tensor) -> list[Tensor]:
     integers = parameter.qdata  # type: ignore[attr-defined]
     if parameter.target_dtype != torch.int4:  # type: ignore[attr-defined]
         return [integers]
-    unsigned = (integers + 8).to(torch.uint8)
-    even, odd = unsigned[:, ::2], unsigned[:, 1::2]
-    return [odd << 4 | even, even << 4 | odd]
+    packed = pack_int4(integers)
+    # An embedding's even column is the high half.
+    return [packed] if isinstance(module, nn.Linear) else [packed << 4 | packed >> 4]
+
+
+def _float_forms(tensor: Tensor, backend: Backend) -> list[Tensor]:
+    forms = [tensor]
+    if tensor.dim() == 2 and backend is Backend.portable:
+        forms.append(tensor.t())
+    if tensor.dim() == 1 and tensor.dtype != torch.float32:
+        forms.append(tensor.float())
+    return forms
 
 
 def _sha256(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().data).hexdigest()
+    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()

@@ -1,13 +1,18 @@
-"""Quantization with torchao, one module at a time."""
+"""Quantization with torchao, one slice of one weight at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
-from torchao.quantization import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig, quantize_
+from torch import Tensor, nn
+from torchao.core.config import AOBaseConfig
+from torchao.quantization import (
+    Int8DynamicActivationIntxWeightConfig,
+    IntxUnpackedToInt8Tensor,
+    IntxWeightOnlyConfig,
+    quantize_,
+)
 from torchao.quantization.granularity import Granularity, PerAxis, PerGroup
 
 from model import DreamEdge
@@ -18,35 +23,59 @@ class QuantizationError(ValueError):
     """A recipe that cannot be applied to this model. Names each layer and says why."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    done: int
-    total: int
-    name: str
+SLICE = 2**19  # weights that are quantized at once: their float32 temporaries stay in a processor cache
 
 
 def quantize_model(
     model: DreamEdge, dtype: Dtype, linear: LinearQuant | None, embedding: EmbeddingQuant | None
-) -> Iterator[Progress]:
-    """Quantize `model` in place, yielding after each module; what stays float gets `dtype`.
+) -> None:
+    """Quantize `model` in place, in memory; what stays float gets `dtype`.
 
-    Weights may be mappings of a checkpoint file: only one module at a time is held in float. A tied output
-    layer is untied where the two are quantized differently. Raises `QuantizationError` before anything is changed.
+    A tied output layer is untied where anything is quantized. Raises `QuantizationError` before anything is changed.
     """
-    _check_sizes(model, linear, embedding)
+    check_sizes(model, linear, embedding)
+    tied = model.lm_head.weight is model.embed_tokens.weight
     if linear is not None or embedding is not None:
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.data, requires_grad=False)
-    modules = [(name, m) for name, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None]
-    tied = model.lm_head.weight is model.embed_tokens.weight
-    for done, (name, module) in enumerate(modules, start=1):
-        module.to(getattr(torch, dtype.value))
-        if isinstance(module, nn.Linear) and linear is not None:
-            quantize_(module, linear_config(linear))
-        elif isinstance(module, nn.Embedding) and embedding is not None:
-            quantize_(module, embedding_config(embedding), filter_fn=lambda m, _: isinstance(m, nn.Embedding))
-        yield Progress(done, len(modules), name)
+        tied = False
+    for module in model.modules():
+        quantize_module(module, dtype, linear, embedding)
     if tied:
         model.lm_head.weight = model.embed_tokens.weight
+
+
+def quantize_module(
+    module: nn.Module, dtype: Dtype, linear: LinearQuant | None, embedding: EmbeddingQuant | None
+) -> None:
+    """The parameters of `module` itself, not of its children, in place."""
+    kind = getattr(torch, dtype.value)
+    config: AOBaseConfig | None = None
+    if isinstance(module, nn.Linear) and linear is not None:
+        config = linear_config(linear)
+    elif isinstance(module, nn.Embedding) and embedding is not None:
+        config = embedding_config(embedding)
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        made = _quantized(parameter, kind, config) if name == "weight" and config is not None else parameter.to(kind)
+        setattr(module, name, nn.Parameter(made, requires_grad=False))
+
+
+def _quantized(weight: Tensor, dtype: torch.dtype, config: AOBaseConfig) -> Tensor:
+    """Rows do not know of each other: a slice at a time, so that no float copy of a large matrix is ever there."""
+    rows = max(1, SLICE // weight.shape[1])
+    whole: dict[str, Tensor] = {}
+    attributes: dict[str, Any] = {}
+    for start in range(0, len(weight), rows):
+        part = weight[start : start + rows]
+        slice_ = nn.Linear(*reversed(part.shape), bias=False, device="meta")
+        slice_.weight = nn.Parameter(part.to(dtype), requires_grad=False)
+        quantize_(slice_, config)
+        attributes = {name: getattr(slice_.weight, name) for name in slice_.weight.tensor_attribute_names}
+        for name in slice_.weight.tensor_data_names:
+            made = getattr(slice_.weight, name)
+            # Small results between large temporaries would leave the heap in holes: there is one place for all.
+            into = whole.setdefault(name, made.new_empty(len(weight), *made.shape[1:]))
+            into[start : start + rows] = made
+    return IntxUnpackedToInt8Tensor(**whole, **attributes)
 
 
 def linear_config(quant: LinearQuant) -> Int8DynamicActivationIntxWeightConfig:
@@ -55,7 +84,7 @@ def linear_config(quant: LinearQuant) -> Int8DynamicActivationIntxWeightConfig:
     return Int8DynamicActivationIntxWeightConfig(
         weight_dtype=_int_dtype(quant.weight_bits),
         weight_granularity=_granularity(quant.group_size),
-        weight_scale_dtype=torch.bfloat16 if quant.group_size else None,
+        weight_scale_dtype=torch.bfloat16 if quant.weight_bits == 4 else None,
     )
 
 
@@ -72,11 +101,11 @@ def _granularity(group_size: int | None) -> Granularity:
     return PerGroup(group_size) if group_size else PerAxis(0)
 
 
-def _check_sizes(model: DreamEdge, linear: LinearQuant | None, embedding: EmbeddingQuant | None) -> None:
+def check_sizes(model: DreamEdge, linear: LinearQuant | None, embedding: EmbeddingQuant | None) -> None:
     wrong = []
     if linear is not None:
         # Weight-only and other combinations lower without an error to programs that compute garbage.
-        if (linear.weight_bits, linear.group_size is None) not in ((4, False), (8, True)):
+        if linear.weight_bits not in (4, 8) or (linear.weight_bits == 8 and linear.group_size is not None):
             raise QuantizationError(
                 "linear: XNNPACK computes 4-bit weights in groups, or 8-bit weights per channel (group_size null); "
                 f"got weight_bits {linear.weight_bits}, group_size {linear.group_size}"

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
 from executorch.backends.xnnpack import xnnpack_preprocess
 from executorch.backends.xnnpack._passes import XNNPACKPassManager
+from executorch.backends.xnnpack.operators.node_visitor import NodeVisitor
 from executorch.backends.xnnpack.partition.config import xnnpack_config
+from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import ConstantDataOffset
+from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import CONSTANT_TENSOR_ALIGNMENT
+from executorch.backends.xnnpack.utils.utils import get_param_tensor, is_param_node
+from executorch.backends.xnnpack.utils.xnnpack_constants import UINT64_MAX
+from executorch.exir._serialize._cord import FileBackedData
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
+from torch.nn import Parameter
+
+from recipes.stored import Region, Weights
 
 # Rewrites of operators that Dream does not have. Each would trace every delegate anew, and change nothing.
 PASSES_OF_OTHER_NETWORKS = (
@@ -30,8 +40,11 @@ PASSES_OF_OTHER_NETWORKS = (
 
 
 @contextmanager
-def adapted_lowering() -> Iterator[None]:
-    """Delegates that take tensors as long as `kv_len`, and quantize an activation once; made in fewer passes."""
+def adapted_lowering(weights: Weights | None = None) -> Iterator[None]:
+    """Delegates that take tensors as long as `kv_len`, and quantize an activation once; made in fewer passes.
+
+    weights: of the model, if they are on disk. Then no copy of them is ever in memory.
+    """
     with (
         # The partitioner leaves out lengths that are read from a tensor, for they might be 0: kv_len never is.
         patch.object(xnnpack_config, "has_free_unbacked_symbols", lambda _: False),
@@ -39,8 +52,99 @@ def adapted_lowering() -> Iterator[None]:
             xnnpack_preprocess.XnnpackBackend, "copy_exported_program_for_preprocess", copy_without_duplicates
         ),
         patch.object(xnnpack_preprocess, "XNNPACKPassManager", passes_for_dream),
+        left_on_disk(weights) if weights is not None and weights.regions else nullcontext(),
     ):
         yield
+
+
+@contextmanager
+def left_on_disk(weights: Weights) -> Iterator[None]:
+    """Linear weights go into the `.pte` straight from their files, and no weight is copied in memory.
+
+    executorch copies all weights of all partitions before it packs the first, packs with several temporaries of a
+    whole matrix, and keeps the packed bytes until the end: 14 GB for the 7B shape.
+    """
+    regions = {_address(weights.model.get_parameter(name).data): region for name, region in weights.regions.items()}
+    kept = set().union(*(_addresses(parameter.data) for parameter in weights.model.parameters()))
+    serialize = NodeVisitor.get_serialized_buffer_index
+
+    def kept_or(copy_tensor: Callable[[Tensor, Any], Any]) -> Callable[[Tensor, Any], Any]:
+        return lambda tensor, memo: tensor if _addresses(tensor) & kept else copy_tensor(tensor, memo)
+
+    def serialize_region(
+        visitor: NodeVisitor,
+        tensor: Node,
+        xnn_graph: Any,
+        vals_to_ids: Any,
+        convert_to_nhwc: bool,
+        swap_in_out_for_weights: bool,
+        quant_params: Any,
+        *rest: Any,
+        **options: Any,
+    ) -> int:
+        node = tensor if quant_params is None else quant_params.q_input
+        program = visitor.exported_program
+        value = get_param_tensor(program, node) if is_param_node(program, node) else None
+        region = regions.get(_address(value)) if value is not None else None
+        if region is None:
+            arguments = (tensor, xnn_graph, vals_to_ids, convert_to_nhwc, swap_in_out_for_weights, quant_params)
+            index: int = serialize(visitor, *arguments, *rest, **options)
+            return index
+        # What is on disk is a matrix [out, in] as XNNPACK's fully connected operator takes it.
+        if convert_to_nhwc or swap_in_out_for_weights:
+            raise RuntimeError(f"{region.file}: the delegate wants {tensor} in another order than it was stored")
+        xnn_graph.constant_data.append(
+            ConstantDataOffset(offset=UINT64_MAX, size=region.n_bytes, named_key=region.sha256)
+        )
+        visitor._named_data_store.add_named_data(
+            region.sha256, RegionData(region), alignment=CONSTANT_TENSOR_ALIGNMENT
+        )
+        return len(xnn_graph.constant_data) - 1
+
+    with (
+        patch.object(Tensor, "__deepcopy__", kept_or(Tensor.__deepcopy__)),
+        patch.object(Parameter, "__deepcopy__", kept_or(Parameter.__deepcopy__)),
+        patch.object(NodeVisitor, "get_serialized_buffer_index", serialize_region),
+    ):
+        yield
+
+
+class RegionData(FileBackedData):
+    """A region of a file where executorch knows only whole files. Nothing of it is read before it is written."""
+
+    def __init__(self, region: Region) -> None:
+        self._region = region
+
+    def __len__(self) -> int:
+        return self._region.n_bytes
+
+    def prefix(self, size: int) -> bytes:
+        return next(self._region.chunks())[:size]
+
+    def sha256(self) -> bytes:
+        return bytes.fromhex(self._region.sha256)
+
+    def to_bytes(self) -> bytes:
+        return b"".join(self._region.chunks())
+
+    def write_to_file(self, outfile: Any) -> None:
+        for chunk in self._region.chunks():
+            outfile.write(chunk)
+
+    def close(self) -> None:
+        """The region is not ours."""
+
+
+def _addresses(tensor: Tensor) -> set[int]:
+    """Of the memory of a tensor, or of torchao's parts of it; of fake ones nothing."""
+    if hasattr(tensor, "tensor_data_names"):
+        return {_address(getattr(tensor, name)) for name in tensor.tensor_data_names}
+    return {_address(tensor)} if type(tensor) in (Tensor, Parameter) and not tensor.is_meta else set()
+
+
+def _address(tensor: Tensor) -> int:
+    tensor = getattr(tensor, "qdata", tensor)
+    return tensor.data_ptr()
 
 
 def copy_without_duplicates(program: ExportedProgram, _compile_specs: Any) -> ExportedProgram:

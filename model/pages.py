@@ -1,0 +1,42 @@
+"""Give back the memory of what is only mapped."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from functools import cache
+from pathlib import Path
+
+from torch import Tensor
+
+MADV_DONTNEED = 4
+
+
+def release(*tensors: Tensor) -> None:
+    """Drop the pages of tensors that are mappings of safetensors files; others are left as they are.
+
+    The system would drop them only when it is short of memory, and until then counts them as this process's. They
+    stay in its file cache: to read them again is cheap.
+    """
+    mapped = _mapped()
+    for tensor in tensors:
+        start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
+        # Anonymous memory must not be dropped: it would be lost.
+        if any(low <= start and end <= high for low, high in mapped):
+            # Pages at the ends may be another tensor's too: those are read again.
+            first = start // mmap.PAGESIZE * mmap.PAGESIZE
+            _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), MADV_DONTNEED)
+
+
+def _mapped() -> list[tuple[int, int]]:
+    maps = Path("/proc/self/maps")
+    if not maps.exists():  # not Linux
+        return []
+    lines = (line.split() for line in maps.read_text().splitlines() if line.endswith(".safetensors"))
+    ends = (line[0].split("-") for line in lines)
+    return [(int(low, 16), int(high, 16)) for low, high in ends]
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)

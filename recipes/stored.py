@@ -1,0 +1,241 @@
+"""A quantized model on disk: its weights in the very bytes that the program will hold.
+
+One safetensors file for each of the network's parts (embedding, each layer, norm, output layer), written when the part
+is whole. So a run that was killed is taken up at the part where it was, and lowering needs no weight in memory: it
+copies them from these files into the `.pte`.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchao.quantization import IntxUnpackedToInt8Tensor
+from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import (
+    IntxUnpackedToInt8TensorActivationQuantization,
+)
+
+from model import DreamEdge
+from model.pages import release
+from recipes.blocks import Backend, Recipe
+from recipes.packing import pack_int4, packed_digests, unpack_int4
+from recipes.quantization import check_sizes, quantize_module
+
+CHUNK = 2**23
+INT8_ACTIVATIONS = IntxUnpackedToInt8TensorActivationQuantization.INT8_ASYM_PER_TOKEN
+
+
+@dataclass(frozen=True)
+class Region:
+    """Bytes of a file."""
+
+    file: Path
+    offset: int
+    n_bytes: int
+    sha256: str
+
+    def chunks(self) -> Iterator[bytes]:
+        with self.file.open("rb") as opened:
+            opened.seek(self.offset)
+            left = self.n_bytes
+            while left:
+                chunk = opened.read(min(CHUNK, left))
+                if not chunk:
+                    raise OSError(f"{self.file}: ends early")
+                yield chunk
+                left -= len(chunk)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model as its recipe made it, by parameter name.
+
+    model: with torchao's tensors. An int4 linear of a model on disk has its true shape and scales, but its integers
+        were never filled in: they are in `packed`, two to a byte, [out, in / 2].
+    regions: where linear weights are on disk. digests: sha256 that the bytes of a parameter may have in a `.pte`.
+    """
+
+    model: DreamEdge
+    digests: dict[str, list[str]]
+    packed: dict[str, Tensor] = field(default_factory=dict)
+    regions: dict[str, Region] = field(default_factory=dict)
+
+    def rows(self, name: str, rows: slice | Tensor = slice(None)) -> Tensor:
+        """Rows of a parameter as eager computes with them: floats, dequantized if need be."""
+        parameter = self.model.get_parameter(name)
+        if not isinstance(parameter.data, IntxUnpackedToInt8Tensor):
+            return parameter.data[rows]
+        quantized = parameter.data
+        integers = unpack_int4(self.packed[name][rows]) if name in self.packed else quantized.qdata[rows]
+        dequantized: Tensor = _intx(integers, quantized.scale[rows], quantized).dequantize()
+        return dequantized
+
+    def release(self, prefix: str = "") -> None:
+        """Give back the memory of what `rows` has read, where it is a mapping of a file."""
+        for name, parameter in self.model.named_parameters():
+            if name.startswith(prefix):
+                quantized = getattr(parameter.data, "qdata", parameter.data)
+                release(self.packed.get(name, quantized))
+
+
+def in_memory(model: DreamEdge, backend: Backend) -> Weights:
+    return Weights(model, packed_digests(model, backend))
+
+
+def parts(model: DreamEdge) -> dict[str, nn.Module]:
+    """The network's parts by name. A tied output layer is the embedding's."""
+    named: dict[str, nn.Module] = {"embed_tokens": model.embed_tokens}
+    named |= {f"layers.{i}": layer for i, layer in enumerate(model.layers)}
+    named["norm"] = model.norm
+    if model.lm_head.weight is not model.embed_tokens.weight:
+        named["lm_head"] = model.lm_head
+    return named
+
+
+def store(model: DreamEdge, recipe: Recipe, folder: Path) -> Iterator[tuple[str, bool]]:
+    """Quantize the parts of `model` into `folder`, yielding each one's name, and whether it was there already.
+
+    `model` is left as it is; its weights may be mappings of a checkpoint file. Raises `QuantizationError` before
+    anything is written.
+    """
+    check_sizes(model, recipe.linear, recipe.embedding)
+    folder.mkdir(parents=True, exist_ok=True)
+    untie(model, recipe)
+    for name, part in parts(model).items():
+        file = folder / f"{name}.safetensors"
+        done = is_whole(file)
+        if not done:
+            made = _copied(part)
+            for module in made.modules():
+                quantize_module(module, recipe.dtype, recipe.linear, recipe.embedding)
+            _save(made, name, recipe.backend, file)
+            release(*part.parameters())
+        yield name, done
+
+
+def untie(model: DreamEdge, recipe: Recipe) -> None:
+    """The embedding and the output layer are quantized differently."""
+    if recipe.linear is not None or recipe.embedding is not None:
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.data, requires_grad=False)
+
+
+def is_whole(file: Path) -> bool:
+    """Every tensor of it has the sha256 that was noted when it was written."""
+    try:
+        return all(_sha256(region) == region.sha256 for region in _regions(file).values())
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return False
+
+
+def open_stored(folder: Path, shape: DreamEdge, recipe: Recipe) -> Weights:
+    """shape: the model that was stored, of which only sizes and names are read. Raises `OSError`, `SafetensorError`."""
+    with torch.device("meta"):
+        model = DreamEdge(shape.config)
+    untie(model, recipe)
+    weights = Weights(model.eval(), {})
+    for name, part in parts(model).items():
+        file = folder / f"{name}.safetensors"
+        found = _regions(file)
+        with safe_open(file, framework="pt") as opened:
+            weights.digests.update(json.loads(opened.metadata()["digests"]))
+            for path, module in part.named_modules(prefix=name):
+                for leaf in list(module._parameters):
+                    if module._parameters[leaf] is None:
+                        continue
+                    full = f"{path}.{leaf}"
+                    tensor = opened.get_tensor(full)
+                    if f"{full}.scale" in found:
+                        if tensor.dtype == torch.uint8:
+                            weights.packed[full] = tensor
+                        tensor = _quantized(tensor, opened.get_tensor(f"{full}.scale"), module, recipe)
+                    if isinstance(module, nn.Linear) and leaf == "weight":
+                        weights.regions[full] = found[full]
+                    setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+    if model.lm_head.weight.is_meta:  # tied
+        model.lm_head.weight = model.embed_tokens.weight
+    return weights
+
+
+def _quantized(stored: Tensor, scale: Tensor, module: nn.Module, recipe: Recipe) -> Tensor:
+    quant = recipe.linear if isinstance(module, nn.Linear) else recipe.embedding
+    assert quant is not None
+    if stored.dtype == torch.uint8:
+        # Never filled in, so it takes no memory: whoever asks for these integers is given their region.
+        stored = torch.empty(stored.shape[0], 2 * stored.shape[1], dtype=torch.int8)
+    return IntxUnpackedToInt8Tensor(
+        qdata=stored,
+        scale=scale,
+        zero_point=torch.zeros(scale.shape, dtype=torch.int8),
+        target_dtype=getattr(torch, f"int{quant.weight_bits}"),
+        block_size=(1, stored.shape[1] // scale.shape[1]),
+        dtype=getattr(torch, recipe.dtype.value),
+        activation_quantization=INT8_ACTIVATIONS if isinstance(module, nn.Linear) else None,
+    )
+
+
+def _intx(integers: Tensor, scale: Tensor, like: IntxUnpackedToInt8Tensor) -> IntxUnpackedToInt8Tensor:
+    attributes = {name: getattr(like, name) for name in like.tensor_attribute_names}
+    return IntxUnpackedToInt8Tensor(integers, scale, torch.zeros(scale.shape, dtype=torch.int8), **attributes)
+
+
+def _copied(part: nn.Module) -> nn.Module:
+    """The module tree with the same tensors."""
+    return copy.deepcopy(part, {id(parameter): parameter for parameter in part.parameters()})
+
+
+def _save(part: nn.Module, name: str, backend: Backend, file: Path) -> None:
+    tensors: dict[str, Tensor] = {}
+    for path, module in part.named_modules(prefix=name):
+        for leaf, parameter in module.named_parameters(recurse=False):
+            full = f"{path}.{leaf}"
+            if isinstance(parameter.data, IntxUnpackedToInt8Tensor):
+                quantized = parameter.data
+                assert not quantized.zero_point.any(), "symmetric quantization has no zero points"
+                is_int4_linear = isinstance(module, nn.Linear) and quantized.target_dtype == torch.int4
+                tensors[full] = pack_int4(quantized.qdata) if is_int4_linear else quantized.qdata
+                tensors[f"{full}.scale"] = quantized.scale
+            else:
+                tensors[full] = parameter.data.contiguous()
+    sha256 = {full: hashlib.sha256(_bytes(tensor)).hexdigest() for full, tensor in tensors.items()}
+    digests = {f"{name}.{rest}": found for rest, found in packed_digests(part, backend).items()}
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    try:
+        save_file(tensors, partial, metadata={"sha256": json.dumps(sha256), "digests": json.dumps(digests)})
+        partial.rename(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _regions(file: Path) -> dict[str, Region]:
+    """Where the tensors of a safetensors file are. Raises `OSError`, `ValueError`, `KeyError` for another file."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > file.stat().st_size:
+            raise ValueError(f"{file}: no safetensors file")
+        header = json.loads(opened.read(length))
+    sha256 = json.loads(header.pop("__metadata__")["sha256"])
+    start = 8 + length
+    return {
+        name: Region(file, start + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0], sha256[name])
+        for name, entry in header.items()
+    }
+
+
+def _sha256(region: Region) -> str:
+    digest = hashlib.sha256()
+    for chunk in region.chunks():
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
