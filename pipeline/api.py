@@ -18,6 +18,7 @@ from pipeline.export import export
 from pipeline.lower import lower
 from pipeline.quantize import Quantized
 from recipes.quantization import QuantizationError, quantize_model
+from recipes.stored import in_memory
 from runtime.program import Program
 
 RECIPES = {None: "fp32_xnnpack", "fp16": "fp16_xnnpack", "int8": "int8_xnnpack", "int4": "int4_xnnpack"}
@@ -45,14 +46,14 @@ def export_model(
     output = Path(output_path)
     twin = copy.deepcopy(model).eval().requires_grad_(False)
     try:
-        for _ in quantize_model(twin, recipe.dtype, recipe.linear, recipe.embedding):
-            pass
+        quantize_model(twin, recipe.dtype, recipe.linear, recipe.embedding)
     except QuantizationError as error:
         raise RecipeError(f"recipe {recipe.name}: {error}") from error
-    exported = export(Quantized(twin, recipe), ExportConfig())
+    quantized = Quantized(in_memory(twin, recipe.backend), recipe)
+    exported = export(quantized, ExportConfig())
     with tempfile.TemporaryDirectory(dir=output.resolve().parent) as folder:
         pte = Path(folder) / output.name
-        lower(exported, recipe, pte)
+        lower(exported, quantized, pte)
         tokens = example_inputs[0][0]
         logits = Program.open(pte).forward(tokens, 0, len(tokens))
         if not torch.isfinite(logits).all():

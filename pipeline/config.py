@@ -50,6 +50,7 @@ class RunConfig:
     checkpoint: str = MISSING
     output: str = MISSING
     overwrite: bool = False
+    cache: str = MISSING
     recipe: Recipe = field(default_factory=Recipe)
     task: TaskConfig = field(default_factory=TaskConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

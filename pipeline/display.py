@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 from rich.box import SIMPLE_HEAD
@@ -15,16 +14,22 @@ from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextCol
 from rich.table import Table
 from rich.text import Text
 
+from runtime.memory import PeakAnonymous, peak_rss, reset_peak_rss
+
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class StageStats:
-    """peak_rss: bytes, of this process while the stage ran."""
+    """peak_rss, peak_anonymous: bytes, of this process while the stage ran.
+
+    What is not anonymous are pages of files, which the system drops when it is short of memory.
+    """
 
     name: str
     seconds: float
     peak_rss: int
+    peak_anonymous: int
 
 
 class _Memory(ProgressColumn):
@@ -58,11 +63,12 @@ class Display:
     @contextmanager
     def stage(self, name: str) -> Iterator[Report]:
         """Yields a function that shows what the stage is doing."""
-        _reset_peak_rss()
+        reset_peak_rss()
         started = time.perf_counter()
         task = self._progress.add_task(name, total=1, detail="", peak_rss=None)
-        yield lambda detail: self._progress.update(task, detail=detail)
-        stats = StageStats(name, time.perf_counter() - started, peak_rss())
+        with PeakAnonymous() as anonymous:
+            yield lambda detail: self._progress.update(task, detail=detail)
+        stats = StageStats(name, time.perf_counter() - started, peak_rss(), anonymous.bytes)
         self.stages.append(stats)
         self._progress.update(task, completed=1, detail="", peak_rss=stats.peak_rss)
         if not self.console.is_terminal:
@@ -80,18 +86,3 @@ def table(title: str | None, *columns: str) -> Table:
         made.add_column(column, no_wrap=True)
     made.add_column(columns[-1], overflow="fold")
     return made
-
-
-def peak_rss() -> int:
-    """The kernel's high-water mark of this process since the last reset, bytes."""
-    status = Path("/proc/self/status")
-    if not status.exists():  # not Linux
-        return psutil.Process().memory_info().rss
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
-
-
-def _reset_peak_rss() -> None:
-    clear_refs = Path("/proc/self/clear_refs")
-    if clear_refs.exists():
-        clear_refs.write_text("5")  # see proc(5): resets VmHWM

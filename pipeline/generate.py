@@ -15,11 +15,12 @@ from rich.text import Text
 from torch import Tensor
 
 from pipeline.config import GenerateConfig
-from pipeline.display import mib, peak_rss
+from pipeline.display import mib
 from pipeline.errors import OutputError, UsageError
 from pipeline.opened import Opened, open_artifact, write
 from pipeline.tokenizer import chat_template, decode, encode, render_chat, special_tokens
 from runtime.generate import Generation
+from runtime.memory import peak_rss
 
 MASK = "░"
 

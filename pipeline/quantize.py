@@ -34,7 +34,7 @@ class Quantized:
 def quantize(loaded: Loaded, recipe: Recipe, cache: Path, report: Callable[[str], None]) -> Quantized:
     """What is in `cache` already is taken from there.
 
-    Raises `RecipeError` that names the layers whose sizes do not fit, and `OutputError` where `cache` cannot be written.
+    Raises `RecipeError` that names the layers whose sizes do not fit, and `OutputError` if `cache` cannot be written.
     """
     made_of = _made_of(loaded, recipe)
     folder = cache / hashlib.sha256(made_of.encode()).hexdigest()[:16]

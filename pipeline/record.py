@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from model import DreamEdge
 from pipeline.config import TaskConfig, ValidationConfig
+from pipeline.eager import run_by_layer
 from pipeline.errors import UsageError
 from pipeline.load import Loaded
 from pipeline.tasks import load_checker, read_prompts
 from pipeline.tokenizer import encode
-from runtime.generate import generate
+from recipes.stored import Weights
+from runtime.logits import Summary, summarize, top_columns
 from runtime.reference import Call, Expected, Reference, Sequence, Task
+
+Report = Callable[[str], None]
 
 MAX_BLOCK = 32
 MIN_PROMPTS = 8
@@ -58,28 +63,70 @@ def prompts_of(loaded: Loaded, task: TaskConfig, validation: ValidationConfig, m
     return [vocab[torch.randint(len(vocab), (length,), generator=generator)] for _ in range(validation.n_prompts)]
 
 
+def make_reference(
+    quantized: Weights,
+    float32: Weights,
+    prompts: list[Tensor],
+    task: Task | None,
+    n_new: int,
+    settings: ValidationConfig,
+    max_seq_len: int,
+    max_rows: int,
+    report: Report,
+) -> Reference:
+    """The recorded calls with what eager gives. quantized: as the recipe made the model; float32: as it was."""
+    whole = whole_sequences(float32, prompts, n_new, settings, max_seq_len, max_rows, report)
+    config = float32.model.config
+    contract = contract_sequences(prompts, config.mask_token_id, max_seq_len, max_rows)
+    candidates = short_candidates(prompts)
+    expected = record(quantized, float32, (*whole, *contract, *candidates), report)
+    n = len(whole) + len(contract)
+    chosen = [*range(n), *(n + i for i in freest_of_ties(candidates, expected[n:]))]
+    sequences = (*whole, *contract, *renumbered(candidates, [i - n for i in chosen[n:]]))
+    return Reference(sequences, tuple(expected[i] for i in chosen), task)
+
+
 def whole_sequences(
-    float32: DreamEdge, prompts: list[Tensor], new_tokens: int, settings: ValidationConfig, S: int, max_rows: int
-) -> list[Sequence]:
+    float32: Weights,
+    prompts: list[Tensor],
+    new_tokens: int,
+    settings: ValidationConfig,
+    S: int,
+    max_rows: int,
+    report: Report,
+) -> tuple[Sequence, ...]:
     """Prompts with half-written answers, from all masks to few, as generation sees them.
 
-    Rows are those that are read: the one before a mask predicts it. The answers are the float32 model's own.
+    Rows are those that are read: the one before a mask predicts it. The answers are the model's own before it was
+    quantized, all of their tokens written at once, in bfloat16: they are inputs, and no figure depends on their bits.
     """
-    mask_id = float32.config.mask_token_id
+    mask_id = float32.model.config.mask_token_id
     generator = torch.Generator().manual_seed(settings.seed)
-    sequences = []
-    for i, prompt in enumerate(prompts[: settings.n_prompts]):
+    asked = []
+    for prompt in prompts[: settings.n_prompts]:
         n_new = min(new_tokens, S - len(prompt))
-        tokens = generate(float32, prompt, max_new_tokens=n_new, alg="maskgit_plus").tokens[0]
+        tokens = torch.cat([prompt, torch.full((n_new,), mask_id)])
+        rows = torch.arange(len(prompt) - 1, len(tokens) - 1)
+        asked.append(Sequence("answer", (Call(tokens, 0, len(tokens), rows),)))
+
+    def write(i: int, _: int, logits_KV: Tensor) -> None:
+        logits_KV[:, mask_id] = -torch.inf
+        asked[i].calls[0].tokens[-len(logits_KV) :] = logits_KV.argmax(-1)
+
+    run_by_layer(float32, tuple(asked), write, torch.bfloat16, lambda detail: report(f"answers, {detail}"))
+    sequences = []
+    for i, sequence in enumerate(asked):
+        tokens, n_new = sequence.calls[0].tokens, len(sequence.calls[0].rows)
+        P = len(tokens) - n_new
         hidden = torch.rand(n_new, generator=generator) < 1 - i / settings.n_prompts
         hidden[int(torch.randint(n_new, (1,), generator=generator))] = True
-        tokens[len(prompt) :][hidden] = mask_id
-        rows = (hidden.nonzero()[:, 0] + len(prompt) - 1)[:max_rows]
+        tokens[P:][hidden] = mask_id
+        rows = (hidden.nonzero()[:, 0] + P - 1)[:max_rows]
         sequences.append(Sequence(f"whole-{i:03d}", (Call(tokens, 0, len(tokens), rows),)))
-    return sequences
+    return tuple(sequences)
 
 
-def contract_sequences(prompts: list[Tensor], mask_id: int, S: int, max_rows: int) -> list[Sequence]:
+def contract_sequences(prompts: list[Tensor], mask_id: int, S: int, max_rows: int) -> tuple[Sequence, ...]:
     """Every other use of the contract, on the first prompt; S, max_seq_len, is at least 4."""
     L = min(len(prompts[0]) + MAX_BLOCK, S)
     tokens = torch.cat([prompts[0], torch.full((L,), mask_id)])[:L]
@@ -97,7 +144,7 @@ def contract_sequences(prompts: list[Tensor], mask_id: int, S: int, max_rows: in
     prefill = Call(tokens[:P], 0, P, torch.tensor([P - 1]))
     longest = torch.cat([*prompts, torch.full((S,), mask_id)])[:S]
     spread = torch.linspace(0, S - 1, min(8, max_rows)).long()
-    return [
+    return (
         Sequence("prefill-then-block", (prefill, last, last)),
         Sequence("rewrite-inside", (whole, block(P, other, L), block(P, tokens[P:middle], L))),
         Sequence("suffix-hidden", (whole, block(P, other, middle), block(middle, tokens[middle:], L))),
@@ -105,18 +152,12 @@ def contract_sequences(prompts: list[Tensor], mask_id: int, S: int, max_rows: in
         Sequence("one-token", tuple(block(i, tokens[i : i + 1], i + 1) for i in range(4))),
         Sequence("one-inside", (whole, block(P - 1, tokens[:1], L), block(0, tokens[P : P + 1], L))),
         Sequence("max-length", (Call(longest, 0, S, spread), block(S - 1, longest[-1:], S))),
-    ]
+    )
 
 
-@torch.no_grad()
-def short_sequences(model: DreamEdge, prompts: list[Tensor]) -> list[Sequence]:
-    """A few tokens, chosen so that no activation comes near a rounding tie: here a single wrong weight shows.
-
-    In longer calls of a quantized model some activation always sits so near a tie that float32 rounding moves it
-    to another integer, and one such step drowns the effect of a wrong weight. See docs/validation.md. Three kinds:
-    two to four tokens at once; two tokens, then more after them; four tokens, then some of them again.
-    """
-    found: dict[str, list[tuple[float, tuple[Call, ...]]]] = {"short": [], "short-append": [], "short-rewrite": []}
+def short_candidates(prompts: list[Tensor]) -> tuple[Sequence, ...]:
+    """Calls of a few tokens: two to four at once; two, then more after them; four, then some of them again."""
+    candidates = []
     for i in range(N_SHORT_CANDIDATES):
         tokens = prompts[i % len(prompts)].roll(-5 * i).repeat(4)[:4]
         n, m = 2 + i % 3, 1 + i % 2
@@ -124,72 +165,60 @@ def short_sequences(model: DreamEdge, prompts: list[Tensor]) -> list[Sequence]:
         def call(tokens: Tensor, start: int, kv_len: int) -> Call:
             return Call(tokens, start, kv_len, torch.arange(len(tokens)))
 
-        kinds = {
-            "short": (call(tokens[:n], 0, n),),
-            "short-append": (call(tokens[:2], 0, 2), call(tokens[2 : 2 + m], 2, 2 + m)),
-            "short-rewrite": (call(tokens, 0, 4), call(tokens[:m], 1, 4)),
-        }
-        for kind, calls in kinds.items():
-            forward = model.start(4)
-            with TieMargin(model) as ties:
-                for made in calls:
-                    forward(made.tokens, made.start_pos, made.kv_len, made.rows)
-            found[kind].append((ties.margin, calls))
-    return [
-        Sequence(f"{kind}-{k:02d}", calls)
-        for kind, candidates in found.items()
-        for k, (_, calls) in enumerate(sorted(candidates, key=lambda c: -c[0])[:N_SHORT])
-    ]
+        candidates += [
+            Sequence("short", (call(tokens[:n], 0, n),)),
+            Sequence("short-append", (call(tokens[:2], 0, 2), call(tokens[2 : 2 + m], 2, 2 + m))),
+            Sequence("short-rewrite", (call(tokens, 0, 4), call(tokens[:m], 1, 4))),
+        ]
+    return tuple(candidates)
 
 
-@torch.no_grad()
-def record(
-    model: DreamEdge, float32: DreamEdge, sequences: tuple[Sequence, ...], task: Task | None, S: int
-) -> Reference:
-    """Run every call in eager through the (quantized) model and the float32 one."""
-    expected = []
-    for sequence in sequences:
-        forwards = [m.start(S) for m in (model, float32)]
-        logits = []
-        # Over the whole sequence: what a call leaves in the cache is as uncertain as the call.
-        with TieMargin(model) as ties:
-            for call in sequence.calls:
-                eager, wide = (f(call.tokens, call.start_pos, call.kv_len, call.rows)[0] for f in forwards)
-                logits.append(Expected(eager, wide, ties.margin))
-        expected.append(tuple(logits))
-    return Reference(sequences, tuple(expected), task)
+def freest_of_ties(candidates: tuple[Sequence, ...], expected: list[tuple[Expected, ...]]) -> list[int]:
+    """Of each kind those in which no activation comes near a rounding tie: here a single wrong weight shows.
 
-
-class TieMargin:
-    """While open, how near any dynamically quantized activation of `model` comes to a rounding tie.
-
-    margin: in steps of the int8 grid, 0 (a tie) to 0.5. An activation nearer to a tie than float32 rounding can
-    move it may become another integer on the device than in eager; both are right. torchao's grid: int8 for
-    each token, from min(x, 0) to max(x, 0).
+    In longer calls of a quantized model some activation always sits so near a tie that float32 rounding moves it
+    to another integer, and one such step drowns the effect of a wrong weight. See docs/validation.md.
     """
+    chosen = []
+    for kind in dict.fromkeys(candidate.name for candidate in candidates):
+        mine = [i for i, candidate in enumerate(candidates) if candidate.name == kind]
+        chosen += sorted(mine, key=lambda i: -expected[i][-1].tie_margin)[:N_SHORT]
+    return chosen
 
-    def __init__(self, model: nn.Module) -> None:
-        self.margin = float("inf")
-        self._linears = [m for m in model.modules() if isinstance(m, nn.Linear) and type(m.weight) is not nn.Parameter]
-        self._linears = [m for m in self._linears if hasattr(m.weight, "activation_quantization")]
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
-    def __enter__(self) -> TieMargin:
-        self._hooks = [linear.register_forward_pre_hook(self._look) for linear in self._linears]
-        return self
+def renumbered(candidates: tuple[Sequence, ...], chosen: list[int]) -> list[Sequence]:
+    seen: Counter[str] = Counter()
+    sequences = []
+    for i in chosen:
+        kind = candidates[i].name
+        sequences.append(Sequence(f"{kind}-{seen[kind]:02d}", candidates[i].calls))
+        seen[kind] += 1
+    return sequences
 
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
 
-    def _look(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].double()
-        low = x.amin(-1, keepdim=True).clamp_max(0)
-        high = x.amax(-1, keepdim=True).clamp_min(0)
-        scale = ((high - low) / 255).clamp_min(torch.finfo(torch.float32).eps)
-        for steps in (x / scale, low / scale):
-            distance = (steps - steps.floor() - 0.5).abs().min().item()
-            self.margin = min(self.margin, distance)
+def record(
+    quantized: Weights, float32: Weights, sequences: tuple[Sequence, ...], report: Report = lambda _: None
+) -> list[tuple[Expected, ...]]:
+    """What eager gives for every call: the quantized model's, and for whole sequences the float32 model's too."""
+    whole = tuple(sequence for sequence in sequences if sequence.name.startswith("whole"))
+    wide: dict[str, tuple[Summary, Tensor]] = {}
+
+    def keep(i: int, _: int, logits_KV: Tensor) -> None:
+        columns_KC = top_columns(logits_KV)
+        wide[whole[i].name] = summarize(logits_KV, columns_KC), columns_KC
+
+    run_by_layer(float32, whole, keep, torch.float32, lambda detail: report(f"float32, {detail}"))
+    eager: dict[tuple[int, int], Tensor] = {}
+
+    def keep_eager(i: int, j: int, logits_KV: Tensor) -> None:
+        eager[i, j] = summarize(logits_KV).vector
+
+    margins = run_by_layer(quantized, sequences, keep_eager, None, lambda detail: report(f"quantized, {detail}"))
+    expected = []
+    for i, (sequence, row) in enumerate(zip(sequences, margins, strict=True)):
+        float32_summary, columns = wide.get(sequence.name, (None, None))
+        expected.append(tuple(Expected(eager[i, j], float32_summary, columns, m) for j, m in enumerate(row)))
+    return expected
 
 
 def task_of(loaded: Loaded, prompts: list[Tensor], task: TaskConfig, max_seq_len: int) -> Task | None:

@@ -84,13 +84,13 @@ def _against_checkpoint(
         loaded = load(checkpoint)
         if loaded.digests != manifest["checkpoint"]["sha256"]:
             raise InputError(f"{checkpoint} is not the checkpoint that {artifact} was made of: its sha256 differ")
-    with display.stage("quantize") as report:
-        quantized = quantize(loaded, config.recipe, report)
-    with display.stage("export"):
-        exported = export(quantized, config.export)
     with tempfile.TemporaryDirectory() as folder:
+        with display.stage("quantize") as report:
+            quantized = quantize(loaded, config.recipe, Path(folder), report)
+        with display.stage("export"):
+            exported = export(quantized, config.export)
         with display.stage("lower"):
-            again = lower(exported, config.recipe, Path(folder) / MODEL_FILE)
+            again = lower(exported, quantized, Path(folder) / MODEL_FILE)
         same = sha256(again.pte) == sha256(artifact / MODEL_FILE)
         repeated = Figure("repeatability", "exports_that_differ", int(not same), 0, False, "this export, byte for byte")
         with display.stage("validate") as report:

@@ -27,11 +27,11 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
             loaded = load(Path(config.checkpoint))
             lengths(loaded.config, config.export)  # before the long work
         with display.stage("quantize") as report:
-            quantized = quantize(loaded, config.recipe, report)
+            quantized = quantize(loaded, config.recipe, Path(config.cache), report)
         with display.stage("export"):
             exported = export(quantized, config.export)
         with display.stage("lower"):
-            lowered = lower(exported, config.recipe, folder / MODEL_FILE)
+            lowered = lower(exported, quantized, folder / MODEL_FILE)
             del exported
         with display.stage("validate") as report:
             reference_file = folder / REFERENCE_FILE

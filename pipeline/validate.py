@@ -16,22 +16,15 @@ from pipeline.errors import BadArtifactError
 from pipeline.load import Loaded
 from pipeline.lower import Lowered
 from pipeline.quantize import Quantized
-from pipeline.record import (
-    contract_sequences,
-    prompts_of,
-    record,
-    short_sequences,
-    task_of,
-    whole_sequences,
-)
+from pipeline.record import make_reference, prompts_of, task_of
 from pipeline.tasks import load_checker
 from pipeline.tokenizer import decode
 from recipes.blocks import Attention, Backend, LinearQuant, Recipe
-from recipes.packing import packed_digests
+from recipes.stored import Weights
 from runtime.artifact import Measured, measure
 from runtime.figures import ExpectedFormat, Figure
 from runtime.program import ProgramError
-from runtime.reference import Reference, Task, save_reference
+from runtime.reference import Task, save_reference
 from runtime.replay import solve
 
 if TYPE_CHECKING:
@@ -70,14 +63,20 @@ def validate(
     report: Callable[[str], None],
 ) -> Validated:
     """Writes `reference_file`. Raises `BadArtifactError` if the program does not run."""
-    report("float32 reference")
-    float32, _, _ = load_hf_model(loaded.folder, dtype=torch.float32)
-    reference, float32_answers = make_reference(
-        quantized.model, float32, loaded, task_config, settings, lowered.max_seq_len, lowered.max_rows
+    S, max_rows = lowered.max_seq_len, lowered.max_rows
+    prompts = prompts_of(loaded, task_config, settings, S)
+    task = task_of(loaded, prompts, task_config, S)
+    float32 = Weights(loaded.model, {})
+    reference = make_reference(
+        quantized.weights, float32, prompts, task, task_config.new_tokens, settings, S, max_rows, report
     )
+    float32_answers = None
+    if task is not None:
+        report(f"{len(task.prompts)} prompts solved in float32")
+        float32_answers = solve(load_hf_model(loaded.folder, dtype=torch.float32)[0], task)
     save_reference(reference, reference_file)
     report("model.pte in the ExecuTorch runtime, twice")
-    expected = expected_format(quantized.model, quantized.recipe, lowered)
+    expected = expected_format(quantized.weights, quantized.recipe, lowered)
     try:
         measured = measure(lowered.pte, reference_file, reference, bounds_of(quantized.recipe), expected)
     except ProgramError as error:
@@ -96,27 +95,6 @@ def validate(
         )
         figures.append(solved_figure(solved, quantized.recipe.bounds.solved_drop))
     return Validated(figures, measured, expected, solved)
-
-
-def make_reference(
-    model: DreamEdge,
-    float32: DreamEdge,
-    loaded: Loaded,
-    task_config: TaskConfig,
-    settings: ValidationConfig,
-    max_seq_len: int,
-    max_rows: int,
-) -> tuple[Reference, Tensor | None]:
-    """The recorded calls with what eager gives, and the float32 model's answers to the task."""
-    prompts = prompts_of(loaded, task_config, settings, max_seq_len)
-    sequences = (
-        *whole_sequences(float32, prompts, task_config.new_tokens, settings, max_seq_len, max_rows),
-        *contract_sequences(prompts, float32.config.mask_token_id, max_seq_len, max_rows),
-        *short_sequences(model, prompts),
-    )
-    task = task_of(loaded, prompts, task_config, max_seq_len)
-    answers = solve(float32, task) if task is not None else None
-    return record(model, float32, sequences, task, max_seq_len), answers
 
 
 def share_solved(tokenizer: Tokenizer, checker: Path, task: Task, answers: Tensor) -> float:
@@ -138,9 +116,9 @@ def bounds_of(recipe: Recipe) -> dict[str, float]:
     return {name: float(value) for name, value in vars(recipe.bounds).items()}
 
 
-def expected_format(model: DreamEdge, recipe: Recipe, lowered: Lowered) -> ExpectedFormat:
+def expected_format(weights: Weights, recipe: Recipe, lowered: Lowered) -> ExpectedFormat:
     """What the bytes of the program must show for this recipe and this quantized model."""
-    config = model.config
+    config = weights.model.config
     with torch.device("meta"):
         shapes = [(m.out_features, m.in_features) for m in DreamEdge(config).modules() if isinstance(m, nn.Linear)]
     D, S, d = config.hidden_size, lowered.max_seq_len, config.head_dim
@@ -156,7 +134,7 @@ def expected_format(model: DreamEdge, recipe: Recipe, lowered: Lowered) -> Expec
         outside_ops=tuple(recipe.outside_ops),
         linear_shapes=tuple(shapes),
         helper_shapes=((1, D), (d, d)) if recipe.backend is Backend.xnnpack else (),
-        weights=packed_digests(model),
+        weights=weights.digests,
         bytes_per_weight=ideal_bytes_per_weight(shapes, recipe.linear, itemsize),
         planned_memory=recipe.bounds.planned_memory * (caches + activations),
         metadata=lowered.metadata,

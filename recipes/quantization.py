@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,12 +66,13 @@ def _quantized(weight: Tensor, dtype: torch.dtype, config: AOBaseConfig) -> Tens
     attributes: dict[str, Any] = {}
     for start in range(0, len(weight), rows):
         part = weight[start : start + rows]
-        slice_ = nn.Linear(*reversed(part.shape), bias=False, device="meta")
-        slice_.weight = nn.Parameter(part.to(dtype), requires_grad=False)
-        quantize_(slice_, config)
-        attributes = {name: getattr(slice_.weight, name) for name in slice_.weight.tensor_attribute_names}
-        for name in slice_.weight.tensor_data_names:
-            made = getattr(slice_.weight, name)
+        linear = nn.Linear(part.shape[1], part.shape[0], bias=False, device="meta")
+        linear.weight = nn.Parameter(part.to(dtype), requires_grad=False)
+        quantize_(linear, config)
+        quantized = cast(IntxUnpackedToInt8Tensor, linear.weight)
+        attributes = {name: getattr(quantized, name) for name in quantized.tensor_attribute_names}
+        for name in quantized.tensor_data_names:
+            made = getattr(quantized, name)
             # Small results between large temporaries would leave the heap in holes: there is one place for all.
             into = whole.setdefault(name, made.new_empty(len(weight), *made.shape[1:]))
             into[start : start + rows] = made

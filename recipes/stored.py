@@ -200,7 +200,7 @@ def _save(part: nn.Module, name: str, backend: Backend, file: Path) -> None:
             if isinstance(parameter.data, IntxUnpackedToInt8Tensor):
                 quantized = parameter.data
                 assert not quantized.zero_point.any(), "symmetric quantization has no zero points"
-                is_int4_linear = isinstance(module, nn.Linear) and quantized.target_dtype == torch.int4
+                is_int4_linear = isinstance(module, nn.Linear) and str(quantized.target_dtype) == "torch.int4"
                 tensors[full] = pack_int4(quantized.qdata) if is_int4_linear else quantized.qdata
                 tensors[f"{full}.scale"] = quantized.scale
             else:
@@ -225,7 +225,9 @@ def _regions(file: Path) -> dict[str, Region]:
     sha256 = json.loads(header.pop("__metadata__")["sha256"])
     start = 8 + length
     return {
-        name: Region(file, start + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0], sha256[name])
+        name: Region(
+            file, start + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0], sha256[name]
+        )
         for name, entry in header.items()
     }
 

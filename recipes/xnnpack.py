@@ -96,9 +96,7 @@ def left_on_disk(weights: Weights) -> Iterator[None]:
         xnn_graph.constant_data.append(
             ConstantDataOffset(offset=UINT64_MAX, size=region.n_bytes, named_key=region.sha256)
         )
-        visitor._named_data_store.add_named_data(
-            region.sha256, RegionData(region), alignment=CONSTANT_TENSOR_ALIGNMENT
-        )
+        visitor._named_data_store.add_named_data(region.sha256, RegionData(region), alignment=CONSTANT_TENSOR_ALIGNMENT)
         return len(xnn_graph.constant_data) - 1
 
     with (
@@ -109,7 +107,7 @@ def left_on_disk(weights: Weights) -> Iterator[None]:
         yield
 
 
-class RegionData(FileBackedData):
+class RegionData(FileBackedData):  # type: ignore[misc]
     """A region of a file where executorch knows only whole files. Nothing of it is read before it is written."""
 
     def __init__(self, region: Region) -> None:

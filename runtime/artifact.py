@@ -17,7 +17,7 @@ from runtime.replay import Replay, replay
 
 MANIFEST_FILE = "manifest.json"
 REFERENCE_FILE = "reference.safetensors"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # The bounds of a recipe that decide without a task.
 BOUNDS = ("fidelity_db", "fidelity_exact_db", "top1_agreement", "kl_divergence", "sqnr_db", "cosine", "max_abs_diff")
 

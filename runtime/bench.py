@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 
 from runtime.generate import Generation, generate
+from runtime.memory import memory, peak_rss
 from runtime.program import Program, ProgramError, executorch_runtime
 
 LOADS = 3
@@ -126,21 +127,6 @@ def _generations(program: Program, settings: Settings, tell: Callable[[str], Non
 
 def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def memory() -> dict[str, int]:
-    """Resident bytes of this process now: anonymous, and pages of mapped files, which the system can drop."""
-    return {"anonymous": _status("RssAnon"), "file": _status("RssFile")}
-
-
-def peak_rss() -> int:
-    """The kernel's high-water mark of this process, bytes."""
-    return _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
 
 
 def main() -> None:

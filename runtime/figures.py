@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from runtime.format import ProgramFormat
+from runtime.logits import Summary
 from runtime.reference import Expected, Reference
 from runtime.replay import Replay
 
@@ -55,7 +56,7 @@ def sqnr_db(expected: Tensor, actual: Tensor) -> float:
 
 def fidelity(reference: Reference, replay: Replay, bounds: dict[str, float]) -> list[Figure]:
     """The program against the same model in eager, call by call; the worst counts."""
-    calls = [(where, sqnr_db(e.eager, actual), e.tie_margin) for where, e, actual in _calls(reference, replay)]
+    calls = [(where, sqnr_db(e.eager, actual.vector), e.tie_margin) for where, e, actual in _calls(reference, replay)]
     worst = _worst((db, where) for where, db, _ in calls)
     figures = [Figure("fidelity", "fidelity_db", worst[0], bounds["fidelity_db"], True, worst[1])]
     exact = [(db, where) for where, db, margin in calls if margin > TIE_MARGIN]
@@ -69,13 +70,14 @@ def fidelity(reference: Reference, replay: Replay, bounds: dict[str, float]) -> 
 
 def quality(reference: Reference, replay: Replay, bounds: dict[str, float]) -> list[Figure]:
     """The program against the float32 model, over the rows that predict masks of whole sequences."""
-    pairs = [(where, e.float32, actual) for where, e, actual in _calls(reference, replay) if where.startswith("whole")]
-    expected, actual = torch.cat([e for _, e, _ in pairs]), torch.cat([a for _, _, a in pairs])
-    top1 = (expected.argmax(-1) == actual.argmax(-1)).double().mean().item()
-    log_p, log_q = expected.double().log_softmax(-1), actual.double().log_softmax(-1)
-    kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
-    cosine = _worst((torch.cosine_similarity(e.double(), a.double(), dim=-1).min().item(), w) for w, e, a in pairs)
-    distance = _worst((-(e - a).abs().max().item(), w) for w, e, a in pairs)
+    pairs = [(where, e.float32, actual) for where, e, actual in _calls(reference, replay) if e.float32 is not None]
+    expected, actual = torch.cat([e.vector for _, e, _ in pairs]), torch.cat([a.vector for _, _, a in pairs])
+    top1 = torch.cat([e.top1 == a.top1 for _, e, a in pairs]).double().mean().item()
+    kl = torch.cat([kl_divergence(e, a) for _, e, a in pairs]).mean().item()
+    cosine = _worst(
+        (torch.cosine_similarity(e.vector.double(), a.vector.double(), dim=-1).min().item(), w) for w, e, a in pairs
+    )
+    distance = _worst((-(e.values - a.values).abs().max().item(), w) for w, e, a in pairs)
     return [
         Figure("quality", "top1_agreement", top1, bounds["top1_agreement"], True, f"{len(expected)} rows"),
         Figure("quality", "kl_divergence", kl, bounds["kl_divergence"], False, f"mean of {len(expected)} rows"),
@@ -85,13 +87,20 @@ def quality(reference: Reference, replay: Replay, bounds: dict[str, float]) -> l
     ]
 
 
+def kl_divergence(expected: Summary, actual: Summary) -> Tensor:
+    """Nats, float64 [K]. Tokens that were not kept count as one: it is at most the divergence over all tokens."""
+    log_p, log_q = (torch.cat([s.values, s.rest[:, None]], dim=1).double().log_softmax(-1) for s in (expected, actual))
+    terms = log_p.exp() * (log_p - log_q)
+    return torch.where(log_p == -torch.inf, 0.0, terms).sum(-1)
+
+
 def repeatability(first: Replay, second: Replay) -> Figure:
     """Two processes must give the same bits."""
     differ = [
         f"{name}/{i}"
-        for name, logits in first.logits.items()
-        for i, tensor in enumerate(logits)
-        if not _same_bits(tensor, second.logits[name][i])
+        for name, digests in first.digests.items()
+        for i, digest in enumerate(digests)
+        if digest != second.digests[name][i]
     ]
     return Figure("repeatability", "calls_that_differ", len(differ), 0, False, ", ".join(differ[:3]))
 
@@ -154,7 +163,7 @@ class ExpectedFormat:
     metadata: dict[str, Any]
 
 
-def _calls(reference: Reference, replay: Replay) -> Iterator[tuple[str, Expected, Tensor]]:
+def _calls(reference: Reference, replay: Replay) -> Iterator[tuple[str, Expected, Summary]]:
     for sequence, expected in zip(reference.sequences, reference.expected, strict=True):
         for i, (e, actual) in enumerate(zip(expected, replay.logits[sequence.name], strict=True)):
             yield f"{sequence.name}, call {i}", e, actual
@@ -162,7 +171,3 @@ def _calls(reference: Reference, replay: Replay) -> Iterator[tuple[str, Expected
 
 def _worst(values: Iterable[tuple[float, str]]) -> tuple[float, str]:
     return min(values, key=lambda pair: -math.inf if math.isnan(pair[0]) else pair[0])
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a.view(torch.int32), b.view(torch.int32))

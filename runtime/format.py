@@ -41,11 +41,17 @@ class ProgramFormat:
 def read_format(pte: Path) -> ProgramFormat:
     """Raises `ProgramError` if the file cannot be taken apart."""
     # The only private parts of executorch that we touch: it offers no public reader of a .pte.
-    from executorch.exir._serialize._program import deserialize_pte_binary
+    from executorch.exir._serialize._program import _flatbuffer_to_program, _get_extended_header
+    from executorch.exir.schema import DataLocation
 
     try:
-        file = deserialize_pte_binary(pte.read_bytes())
-        plan = next(plan for plan in file.program.execution_plan if plan.name == "forward")
+        size = pte.stat().st_size
+        header = _get_extended_header(_read(pte, 0, min(size, 64)))
+        if header is None or not header.is_valid():
+            raise ProgramError(f"{pte}: not an ExecuTorch program")
+        program = _flatbuffer_to_program(_read(pte, 0, min(size, header.program_size)))
+        segments = [(header.segment_base_offset + s.offset, s.size) for s in program.segments]
+        plan = next(plan for plan in program.execution_plan if plan.name == "forward")
         operators: Counter[str] = Counter()
         for chain in plan.chains:
             for instruction in chain.instructions:
@@ -53,13 +59,20 @@ def read_format(pte: Path) -> ProgramFormat:
                 if type(call).__name__ == "KernelCall":
                     operator = plan.operators[call.op_index]
                     operators[f"{operator.name}.{operator.overload}".rstrip(".")] += 1
-        graphs = [
-            _xnnpack_graph(file.program.backend_delegate_data[delegate.processed.index].data)
-            for delegate in plan.delegates
-            if delegate.id == "XnnpackBackend"
-        ]
-        constants = [buffer.storage for buffer in file.program.constant_buffer]
-        constants += file.named_data.buffers if file.named_data else []
+        graphs = []
+        for delegate in plan.delegates:
+            if delegate.id == "XnnpackBackend":
+                at = delegate.processed.index
+                is_segment = delegate.processed.location == DataLocation.SEGMENT
+                payload = _read(pte, *segments[at]) if is_segment else program.backend_delegate_data[at].data
+                graphs.append(_xnnpack_graph(bytes(payload)))
+        constants = {hashlib.sha256(buffer.storage).hexdigest() for buffer in program.constant_buffer}
+        if program.constant_segment and program.constant_segment.offsets:
+            start, length = segments[program.constant_segment.segment_index]
+            ends = [*program.constant_segment.offsets[1:], length]
+            spans = zip(program.constant_segment.offsets, ends, strict=True)
+            constants |= {_sha256(pte, start + begin, end - begin) for begin, end in spans}
+        constants |= {_sha256(pte, *segments[data.segment_index]) for data in program.named_data or []}
     except ProgramError:
         raise
     except Exception as error:
@@ -72,8 +85,28 @@ def read_format(pte: Path) -> ProgramFormat:
         ),
         linears=tuple(weight for graph in graphs for weight in _linear_weights(graph)),
         planned_memory=tuple(plan.non_const_buffer_sizes[1:]),  # the first is reserved and empty
-        constants=frozenset(hashlib.sha256(constant).hexdigest() for constant in constants),
+        constants=frozenset(constants),
     )
+
+
+def _read(file: Path, offset: int, n_bytes: int) -> bytes:
+    with file.open("rb") as opened:
+        opened.seek(offset)
+        return opened.read(n_bytes)
+
+
+def _sha256(file: Path, offset: int, n_bytes: int) -> str:
+    """In chunks: the weights of a large program do not fit the memory twice."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        opened.seek(offset)
+        while n_bytes > 0:
+            chunk = opened.read(min(n_bytes, 2**22))
+            if not chunk:
+                raise ProgramError(f"{file}: ends early")
+            digest.update(chunk)
+            n_bytes -= len(chunk)
+    return digest.hexdigest()
 
 
 def _xnnpack_graph(payload: bytes) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from runtime.logits import Summary
 
 
 class ReferenceError(RuntimeError):
@@ -41,14 +43,17 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Expected:
-    """Logits float32 [K, vocab] of one call from the same model in eager, and from the float32 model.
+    """What one call should give.
 
+    eager: from the same model in eager, the `vector` of a `Summary`. float32: from the float32 model, for whole
+        sequences, by which quality is judged. columns: int64 [K, C], those of its values.
     tie_margin: how far the nearest quantized activation is from a rounding tie, in steps of its int8 grid
     (0..0.5); infinite without quantized activations.
     """
 
     eager: Tensor
-    float32: Tensor
+    float32: Summary | None
+    columns: Tensor | None
     tie_margin: float
 
 
@@ -80,7 +85,10 @@ def save_reference(reference: Reference, file: Path) -> None:
             tensors[prefix + "tokens"] = call.tokens
             tensors[prefix + "rows"] = call.rows
             tensors[prefix + "eager"] = logits.eager.contiguous()
-            tensors[prefix + "float32"] = logits.float32.contiguous()
+            if logits.float32 is not None and logits.columns is not None:
+                tensors[prefix + "columns"] = logits.columns
+                for field, tensor in vars(logits.float32).items():
+                    tensors[f"{prefix}float32/{field}"] = tensor.contiguous()
             margin = None if logits.tie_margin == float("inf") else logits.tie_margin
             calls.append({"start_pos": call.start_pos, "kv_len": call.kv_len, "tie_margin": margin})
         listing.append({"name": sequence.name, "calls": calls})
@@ -102,6 +110,7 @@ def load_reference(file: Path) -> Reference:
     try:
         with safe_open(file, framework="pt") as opened:
             header = json.loads(opened.metadata()["reference"])
+            names = set(opened.keys())
             sequences, expected = [], []
             for entry in header["sequences"]:
                 calls, logits = [], []
@@ -110,12 +119,20 @@ def load_reference(file: Path) -> Reference:
                     tokens, rows = opened.get_tensor(prefix + "tokens"), opened.get_tensor(prefix + "rows")
                     calls.append(Call(tokens, call["start_pos"], call["kv_len"], rows))
                     margin = float("inf") if call["tie_margin"] is None else call["tie_margin"]
-                    eager, float32 = opened.get_tensor(prefix + "eager"), opened.get_tensor(prefix + "float32")
-                    if eager.dim() != 2 or eager.shape != float32.shape or len(eager) != len(rows):
+                    eager, float32, columns = opened.get_tensor(prefix + "eager"), None, None
+                    if eager.dim() != 2 or len(eager) != len(rows):
                         raise ValueError(f"{prefix}: logits of another shape")
+                    if prefix + "columns" in names:
+                        columns = opened.get_tensor(prefix + "columns")
+                        kept = [f.name for f in fields(Summary)]
+                        float32 = Summary(**{f: opened.get_tensor(f"{prefix}float32/{f}") for f in kept})
+                        if float32.vector.shape != eager.shape or len(columns) != len(rows):
+                            raise ValueError(f"{prefix}: logits of another shape")
+                    elif entry["name"].startswith("whole"):
+                        raise ValueError(f"{prefix}: no logits of the float32 model")
                     if not isinstance(margin, float):
                         raise ValueError(f"{prefix}: tie_margin {margin!r}")
-                    logits.append(Expected(eager, float32, margin))
+                    logits.append(Expected(eager, float32, columns, margin))
                 sequences.append(Sequence(entry["name"], tuple(calls)))
                 expected.append(tuple(logits))
             task = header.get("task")

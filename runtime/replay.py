@@ -6,13 +6,12 @@ python -m runtime.replay MODEL.pte REFERENCE.safetensors OUTPUT.safetensors [--s
 from __future__ import annotations
 
 import json
-import resource
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +21,27 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from runtime.generate import Network, generate
+from runtime.logits import Summary, digest, summarize
+from runtime.memory import memory, peak_rss
 from runtime.program import Program, ProgramError
 from runtime.reference import Reference, ReferenceError, Task, load_reference
 
 
 @dataclass(frozen=True)
 class Replay:
-    """logits[name of the sequence][i]: float32 [K, vocab]. answers: int64 [N, n_new] of the task, if any.
+    """logits[name of the sequence][i]: what is kept of call i's. digests: sha256 of the bits of all of them.
 
-    peak_rss: bytes, of the process that ran the program. metadata: the program's constant methods.
+    answers: int64 [N, n_new] of the task, if any. peak_rss, anonymous: bytes, of the process that ran the program, at
+    its peak and at its end. metadata: the program's constant methods.
     """
 
-    logits: dict[str, list[Tensor]]
+    logits: dict[str, list[Summary]]
+    digests: dict[str, list[str]]
     answers: Tensor | None
     load_seconds: float
     run_seconds: float
     peak_rss: int
+    anonymous: int
     metadata: dict[str, Any]
 
 
@@ -63,25 +67,32 @@ def replay(pte: Path, reference: Path, solve: bool = True) -> Replay:
         if child.returncode != 0:
             lines = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
             raise ProgramError(f"{pte}: {lines[-1]}" if str(pte) not in lines[-1] else lines[-1])
-        logits: dict[str, list[Tensor]] = {}
+        logits: dict[str, list[Summary]] = {}
         with safe_open(output, framework="pt") as opened:
             header = json.loads(opened.metadata()["replay"])
             for name, n_calls in header["sequences"].items():
-                logits[name] = [opened.get_tensor(f"{name}/{i}") for i in range(n_calls)]
+                logits[name] = [
+                    Summary(**{f.name: opened.get_tensor(f"{name}/{i}/{f.name}") for f in fields(Summary)})
+                    for i in range(n_calls)
+                ]
             answers = opened.get_tensor("task/answers") if header["has_task"] else None
-        measured = (header[key] for key in ("load_seconds", "run_seconds", "peak_rss", "metadata"))
-        return Replay(logits, answers, *measured)
+        kept = ("load_seconds", "run_seconds", "peak_rss", "anonymous", "metadata")
+        return Replay(logits, header["digests"], answers, **{key: header[key] for key in kept})
 
 
-def _run(program: Program, reference: Reference, task: Task | None) -> dict[str, Tensor]:
+def _run(program: Program, reference: Reference, task: Task | None) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """(tensors of the summaries and answers, digests by sequence)."""
     outputs: dict[str, Tensor] = {}
-    for sequence in reference.sequences:
-        for i, call in enumerate(sequence.calls):
-            logits = program.forward(call.tokens, call.start_pos, call.kv_len, call.rows)
-            outputs[f"{sequence.name}/{i}"] = logits[0].contiguous().clone()
+    digests: dict[str, list[str]] = {}
+    for sequence, expected in zip(reference.sequences, reference.expected, strict=True):
+        for i, (call, asked) in enumerate(zip(sequence.calls, expected, strict=True)):
+            logits_KV = program.forward(call.tokens, call.start_pos, call.kv_len, call.rows)[0]
+            digests.setdefault(sequence.name, []).append(digest(logits_KV))
+            for field, tensor in vars(summarize(logits_KV, asked.columns)).items():
+                outputs[f"{sequence.name}/{i}/{field}"] = tensor.contiguous().clone()
     if task is not None:
         outputs["task/answers"] = solve(program, task)
-    return outputs
+    return outputs, digests
 
 
 def solve(network: Network, task: Task) -> Tensor:
@@ -98,17 +109,19 @@ def main() -> None:
         started = time.perf_counter()
         program = Program.open(pte)
         loaded = time.perf_counter()
-        outputs = _run(program, reference, task)
+        outputs, digests = _run(program, reference, task)
         ended = time.perf_counter()
     except (ProgramError, ReferenceError, ValueError, OSError) as error:
         sys.exit(str(error))
     header = {
         "sequences": {sequence.name: len(sequence.calls) for sequence in reference.sequences},
+        "digests": digests,
         "has_task": task is not None,
         "load_seconds": loaded - started,
         "run_seconds": ended - loaded,
         "metadata": asdict(program.metadata),
-        "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss": peak_rss(),
+        "anonymous": memory()["anonymous"],
     }
     save_file(outputs, output, metadata={"replay": json.dumps(header)})
 

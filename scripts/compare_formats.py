@@ -1,7 +1,7 @@
 """Time the linear formats that XNNPACK has, on a few layers of a shape: all in one process, in turn, so that the
 ratios hold on a noisy machine.
 
-    python scripts/compare_formats.py conf/shape/dream_7b.yaml --layers 2 --tokens 32 --kv-len 512
+    python -m scripts.compare_formats conf/shape/dream_7b.yaml --layers 2 --tokens 32 --kv-len 512
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from make_checkpoint import draw, read_shape, seed_of
 from rich.console import Console
 from rich.progress import track
-from torch import nn
 
 from model import DreamEdge, DreamEdgeConfig
 from model.checkpoint import hf_name
@@ -28,6 +26,7 @@ from recipes.lowering import lower_program
 from recipes.quantization import quantize_model
 from recipes.static_program import StaticProgram, export_program, metadata
 from runtime.program import Program
+from scripts.make_checkpoint import draw, read_shape, seed_of
 
 FORMATS = {
     "int4, groups of 32": LinearQuant(4, 32),
@@ -52,7 +51,7 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
     args = parser.parse_args()
     logging.disable(logging.WARNING)
-    ids = {name: args.vocab - 1 for name in ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id")}
+    ids = dict.fromkeys(("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id"), args.vocab - 1)
     config = replace(read_shape(args.shape), num_hidden_layers=args.layers, vocab_size=args.vocab, **ids)
     kinds = [(name, Attention(attention)) for attention in args.attention for name in args.formats]
     with tempfile.TemporaryDirectory() as folder:
@@ -78,8 +77,7 @@ def build(config: DreamEdgeConfig, linear: LinearQuant, attention: Attention, ma
     for i, (name, parameter) in enumerate(model.named_parameters()):
         drawn = draw(hf_name(name), tuple(parameter.shape), config, seed_of(0, i))
         parameter.data = drawn.float()
-    for _ in quantize_model(model, Dtype.float32, linear, EmbeddingQuant()):
-        pass
+    quantize_model(model, Dtype.float32, linear, EmbeddingQuant())
     program = StaticProgram(model, max_seq_len, Backend.xnnpack, attention)
     exported = export_program(program, 64)
     lowered = lower_program(exported, Backend.xnnpack, metadata(model, max_seq_len, 64, attention))

@@ -1,0 +1,56 @@
+"""The memory of this process, as the kernel counts it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import psutil
+
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def memory() -> dict[str, int]:
+    """Resident bytes of this process now: anonymous, and pages of mapped files, which the system can drop."""
+    return {"anonymous": _status("RssAnon"), "file": _status("RssFile")}
+
+
+def peak_rss() -> int:
+    """The high-water mark of this process since the last reset, bytes."""
+    return _status("VmHWM")
+
+
+def reset_peak_rss() -> None:
+    if _CLEAR_REFS.exists():
+        _CLEAR_REFS.write_text("5")  # see proc(5): resets VmHWM
+
+
+class PeakAnonymous:
+    """While open, the most anonymous memory that was seen, bytes: the kernel keeps no high-water mark of it."""
+
+    def __init__(self, every_seconds: float = 0.05) -> None:
+        self.bytes = 0
+        self._every = every_seconds
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakAnonymous:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            self.bytes = max(self.bytes, memory()["anonymous"])
+            if self._ended.wait(self._every):
+                return
+
+
+def _status(name: str) -> int:
+    if not _STATUS.exists():  # not Linux
+        return psutil.Process().memory_info().rss
+    lines = _STATUS.read_text(encoding="utf-8").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
