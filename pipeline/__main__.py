@@ -16,6 +16,7 @@ commands:
   generate  write text               artifact=DIR [prompt=TEXT | prompts=FILE] [cache=dual] [threshold=0.9]
   evaluate  let it solve a task      artifact=DIR [task=NAME] [n=N] [caches=[none,prefix,dual]]
   bench     measure its speed        artifact=DIR [output=FILE]
+  clean     remove quantized weights [cache=DIR]
   recipes   list the recipes
 
 `COMMAND --help` lists the keys of a command. Configuration is Hydra's: `run --cfg job` shows all of it,
@@ -23,7 +24,8 @@ commands:
 eval "$(dreamedge --shell-completion install=bash)" completes its commands, keys and values.
 
 exit codes: 0 done, 1 internal error, 2 wrong command, key or value, 3 unusable checkpoint, 4 recipe cannot be
-applied, 5 a figure is out of bounds, 6 damaged artifact or program, 7 output cannot be written, 130 interrupted
+applied, 5 a figure is out of bounds, 6 damaged artifact or program, 7 output cannot be written, 8 too little memory
+or disk, 130 interrupted
 """
 
 

@@ -145,6 +145,12 @@ def _bench(config: Any) -> None:
     bench(config, _console(), err)
 
 
+def _clean(config: Any) -> None:
+    from pipeline.clean import clean
+
+    clean(config, _console())
+
+
 def _complete(arguments: list[str]) -> int:
     """Hydra's completion knows one program with one config: hand it the line without our command."""
     line = os.environ.get("COMP_LINE", "")
@@ -179,6 +185,7 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "generate": _generate,
     "evaluate": _evaluate,
     "bench": _bench,
+    "clean": _clean,
 }
 
 

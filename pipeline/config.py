@@ -49,6 +49,7 @@ class TaskConfig:
 class RunConfig:
     checkpoint: str = MISSING
     output: str = MISSING
+    force: bool = False
     overwrite: bool = False
     cache: str = MISSING
     recipe: Recipe = field(default_factory=Recipe)
@@ -128,12 +129,18 @@ class BenchConfig:
     output: str | None = None
 
 
+@dataclass
+class CleanConfig:
+    cache: str = MISSING
+
+
 SCHEMAS = {
     "run": RunConfig,
     "validate": ValidateConfig,
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
     "bench": BenchConfig,
+    "clean": CleanConfig,
 }
 
 

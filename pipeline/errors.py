@@ -45,5 +45,11 @@ class OutputError(PipelineError):
     exit_code = 7
 
 
+class ResourceError(PipelineError):
+    """Too little memory or disk for what is asked."""
+
+    exit_code = 8
+
+
 INTERNAL_ERROR = 1
 INTERRUPTED = 130

@@ -13,6 +13,7 @@ from pipeline.errors import RecipeError
 from pipeline.quantize import Quantized
 from recipes.static_program import StaticProgram, export_program, metadata
 
+LOGITS_BYTES = 2**28  # a program plans memory for the logits of max_rows rows: 441 of Dream-7B's vocabulary
 MIN_LENGTH = 4  # shorter programs have no room for the calls that validate them
 
 
@@ -34,7 +35,8 @@ def lengths(config: DreamEdgeConfig, export: ExportConfig) -> tuple[int, int]:
             f"export.max_seq_len {max_seq_len}: must be from {MIN_LENGTH} to {config.max_position_embeddings}, "
             "the positions that the model knows (max_position_embeddings)"
         )
-    max_rows = export.max_rows if export.max_rows is not None else max_seq_len
+    fitting = max(MIN_LENGTH, LOGITS_BYTES // (4 * config.vocab_size))
+    max_rows = export.max_rows if export.max_rows is not None else min(max_seq_len, fitting)
     if not MIN_LENGTH <= max_rows <= max_seq_len:
         raise RecipeError(f"export.max_rows {max_rows}: must be from {MIN_LENGTH} to max_seq_len, {max_seq_len}")
     return max_seq_len, max_rows

@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.config import RunConfig
 from pipeline.display import StageStats
 from pipeline.errors import OutputError
+from pipeline.estimate import Estimate
 from pipeline.load import Loaded
 from pipeline.lower import Lowered
 from pipeline.output import machine
@@ -61,7 +62,13 @@ def staging(output: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def package(
-    folder: Path, config: RunConfig, loaded: Loaded, lowered: Lowered, validated: Validated, stages: list[StageStats]
+    folder: Path,
+    config: RunConfig,
+    loaded: Loaded,
+    lowered: Lowered,
+    validated: Validated,
+    stages: list[StageStats],
+    needs: Estimate,
 ) -> dict[str, Any]:
     """Complete the staging folder: tokenizer files, `report.json`, and the manifest over all of it.
 
@@ -71,7 +78,7 @@ def package(
         shutil.copyfile(file, folder / file.name)
     if loaded.tokenizer is not None and not (folder / TOKENIZER_FILE).is_file():
         loaded.tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
-    (folder / REPORT_FILE).write_text(_json(_report(validated, stages)), encoding="utf-8")
+    (folder / REPORT_FILE).write_text(_json(_report(validated, stages, needs)), encoding="utf-8")
     manifest = _manifest(folder, config, loaded, lowered, validated)
     (folder / MANIFEST_FILE).write_text(_json(manifest), encoding="utf-8")
     return manifest
@@ -96,17 +103,19 @@ def place_failed(folder: Path, output: Path) -> Path:
     return failed
 
 
-def _report(validated: Validated, stages: list[StageStats]) -> dict[str, Any]:
+def _report(validated: Validated, stages: list[StageStats], needs: Estimate) -> dict[str, Any]:
     replay = validated.measured.replay
     return {
         "valid": validated.ok,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "stages": [asdict(stage) for stage in stages],
+        "estimate": asdict(needs),
         "program": {
             "load_seconds": replay.load_seconds,
             "run_seconds": replay.run_seconds,
             "peak_rss": replay.peak_rss,
+            "anonymous": replay.anonymous,
         },
         "figures": [figure_dict(figure) for figure in validated.figures],
         "solved": asdict(validated.solved) if validated.solved else None,

@@ -31,18 +31,23 @@ class Quantized:
     recipe: Recipe
 
 
+def cache_folder(loaded: Loaded, recipe: Recipe, cache: Path) -> Path:
+    """Where the weights are kept, by a hash of all that decides their bytes."""
+    return cache / hashlib.sha256(_made_of(loaded, recipe).encode()).hexdigest()[:16]
+
+
 def quantize(loaded: Loaded, recipe: Recipe, cache: Path, report: Callable[[str], None]) -> Quantized:
     """What is in `cache` already is taken from there.
 
     Raises `RecipeError` that names the layers whose sizes do not fit, and `OutputError` if `cache` cannot be written.
     """
-    made_of = _made_of(loaded, recipe)
-    folder = cache / hashlib.sha256(made_of.encode()).hexdigest()[:16]
+    made_of, folder = _made_of(loaded, recipe), cache_folder(loaded, recipe, cache)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / KEY_FILE).write_text(made_of, encoding="utf-8")
         _remove_left_behind(folder)
         for name, was_there in store(loaded.model, recipe, folder):
             report(f"{name}{', from the cache' * was_there}")
-        (folder / KEY_FILE).write_text(made_of, encoding="utf-8")
         return Quantized(open_stored(folder, loaded.model, recipe), recipe)
     except QuantizationError as error:
         raise RecipeError(f"recipe {recipe.name} on {loaded.folder}: {error}") from error
@@ -70,3 +75,10 @@ def _remove_left_behind(folder: Path) -> None:
         process = file.suffixes[-2].removeprefix(".")
         if not (process.isdecimal() and psutil.pid_exists(int(process))):
             file.unlink(missing_ok=True)
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether a folder is one of this stage's, whole or not."""
+    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    ours = (KEY_FILE, ".safetensors", ".partial")
+    return KEY_FILE in names and all(name.endswith(ours) for name in names)

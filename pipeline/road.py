@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 from pipeline.config import RunConfig
 from pipeline.display import Display
 from pipeline.errors import ValidationError
+from pipeline.estimate import check_resources
 from pipeline.export import export, lengths
 from pipeline.load import load
 from pipeline.lower import lower
@@ -22,6 +24,7 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
     """Raises `PipelineError`; nothing is left at `config.output` then."""
     output = Path(config.output).resolve()
     check_settings(config.task, config.validation)
+    needs = check_resources(config, display.console)
     with staging(output, config.overwrite) as folder:
         with display.stage("load"):
             loaded = load(Path(config.checkpoint))
@@ -33,11 +36,12 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
         with display.stage("lower"):
             lowered = lower(exported, quantized, folder / MODEL_FILE)
             del exported
+            gc.collect()  # graphs hold each other, and the last copy of the embedding
         with display.stage("validate") as report:
             reference_file = folder / REFERENCE_FILE
             validated = validate(lowered, quantized, loaded, config.task, config.validation, reference_file, report)
         with display.stage("package"):
-            manifest = package(folder, config, loaded, lowered, validated, display.stages)
+            manifest = package(folder, config, loaded, lowered, validated, display.stages, needs)
             if not validated.ok:
                 failed = place_failed(folder, output)
                 wrong = "; ".join(str(figure) for figure in validated.figures if not figure.ok)

@@ -61,7 +61,8 @@ class Weights:
 
     model: with torchao's tensors. An int4 linear of a model on disk has its true shape and scales, but its integers
         were never filled in: they are in `packed`, two to a byte, [out, in / 2].
-    regions: where linear weights are on disk. digests: sha256 that the bytes of a parameter may have in a `.pte`.
+    regions: where linear weights and their scales (NAME.scale) are on disk.
+    digests: sha256 that the bytes of a parameter may have in a `.pte`.
     """
 
     model: DreamEdge
@@ -142,11 +143,12 @@ def open_stored(folder: Path, shape: DreamEdge, recipe: Recipe) -> Weights:
         model = DreamEdge(shape.config)
     untie(model, recipe)
     weights = Weights(model.eval(), {})
+    zeros = torch.zeros(0, dtype=torch.int8)  # the zero points of all weights
     for name, part in parts(model).items():
         file = folder / f"{name}.safetensors"
         found = _regions(file)
         with safe_open(file, framework="pt") as opened:
-            weights.digests.update(json.loads(opened.metadata()["digests"]))
+            weights.digests.update(json.loads(opened.metadata()["noted"])["digests"])
             for path, module in part.named_modules(prefix=name):
                 for leaf in list(module._parameters):
                     if module._parameters[leaf] is None:
@@ -156,16 +158,18 @@ def open_stored(folder: Path, shape: DreamEdge, recipe: Recipe) -> Weights:
                     if f"{full}.scale" in found:
                         if tensor.dtype == torch.uint8:
                             weights.packed[full] = tensor
-                        tensor = _quantized(tensor, opened.get_tensor(f"{full}.scale"), module, recipe)
+                        scale = opened.get_tensor(f"{full}.scale")
+                        zeros = zeros if len(zeros) >= scale.numel() else torch.zeros(scale.numel(), dtype=torch.int8)
+                        tensor = _quantized(tensor, scale, zeros[: scale.numel()].view(scale.shape), module, recipe)
                     if isinstance(module, nn.Linear) and leaf == "weight":
-                        weights.regions[full] = found[full]
+                        weights.regions.update({key: found[key] for key in (full, f"{full}.scale") if key in found})
                     setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
     if model.lm_head.weight.is_meta:  # tied
         model.lm_head.weight = model.embed_tokens.weight
     return weights
 
 
-def _quantized(stored: Tensor, scale: Tensor, module: nn.Module, recipe: Recipe) -> Tensor:
+def _quantized(stored: Tensor, scale: Tensor, zero_point: Tensor, module: nn.Module, recipe: Recipe) -> Tensor:
     quant = recipe.linear if isinstance(module, nn.Linear) else recipe.embedding
     assert quant is not None
     if stored.dtype == torch.uint8:
@@ -174,7 +178,7 @@ def _quantized(stored: Tensor, scale: Tensor, module: nn.Module, recipe: Recipe)
     return IntxUnpackedToInt8Tensor(
         qdata=stored,
         scale=scale,
-        zero_point=torch.zeros(scale.shape, dtype=torch.int8),
+        zero_point=zero_point,
         target_dtype=getattr(torch, f"int{quant.weight_bits}"),
         block_size=(1, stored.shape[1] // scale.shape[1]),
         dtype=getattr(torch, recipe.dtype.value),
@@ -207,9 +211,10 @@ def _save(part: nn.Module, name: str, backend: Backend, file: Path) -> None:
                 tensors[full] = parameter.data.contiguous()
     sha256 = {full: hashlib.sha256(_bytes(tensor)).hexdigest() for full, tensor in tensors.items()}
     digests = {f"{name}.{rest}": found for rest, found in packed_digests(part, backend).items()}
+    noted = {"sha256": sha256, "digests": digests}  # in one entry: safetensors writes several in any order
     partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
-        save_file(tensors, partial, metadata={"sha256": json.dumps(sha256), "digests": json.dumps(digests)})
+        save_file(tensors, partial, metadata={"noted": json.dumps(noted)})
         partial.rename(file)
     finally:
         partial.unlink(missing_ok=True)
@@ -222,7 +227,7 @@ def _regions(file: Path) -> dict[str, Region]:
         if length > file.stat().st_size:
             raise ValueError(f"{file}: no safetensors file")
         header = json.loads(opened.read(length))
-    sha256 = json.loads(header.pop("__metadata__")["sha256"])
+    sha256 = json.loads(header.pop("__metadata__")["noted"])["sha256"]
     start = 8 + length
     return {
         name: Region(

@@ -17,6 +17,7 @@ from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import CO
 from executorch.backends.xnnpack.utils.utils import get_param_tensor, is_param_node
 from executorch.backends.xnnpack.utils.xnnpack_constants import UINT64_MAX
 from executorch.exir._serialize._cord import FileBackedData
+from executorch.exir._serialize._named_data_store import NamedDataStore
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
@@ -64,9 +65,11 @@ def left_on_disk(weights: Weights) -> Iterator[None]:
     executorch copies all weights of all partitions before it packs the first, packs with several temporaries of a
     whole matrix, and keeps the packed bytes until the end: 14 GB for the 7B shape.
     """
-    regions = {_address(weights.model.get_parameter(name).data): region for name, region in weights.regions.items()}
+    matrices = {name: region for name, region in weights.regions.items() if not name.endswith(".scale")}
+    regions = {_address(weights.model.get_parameter(name).data): region for name, region in matrices.items()}
+    by_sha256 = {region.sha256: region for region in weights.regions.values()}
     kept = set().union(*(_addresses(parameter.data) for parameter in weights.model.parameters()))
-    serialize = NodeVisitor.get_serialized_buffer_index
+    serialize, add_named_data = NodeVisitor.get_serialized_buffer_index, NamedDataStore.add_named_data
 
     def kept_or(copy_tensor: Callable[[Tensor, Any], Any]) -> Callable[[Tensor, Any], Any]:
         return lambda tensor, memo: tensor if _addresses(tensor) & kept else copy_tensor(tensor, memo)
@@ -96,10 +99,16 @@ def left_on_disk(weights: Weights) -> Iterator[None]:
         xnn_graph.constant_data.append(
             ConstantDataOffset(offset=UINT64_MAX, size=region.n_bytes, named_key=region.sha256)
         )
-        visitor._named_data_store.add_named_data(region.sha256, RegionData(region), alignment=CONSTANT_TENSOR_ALIGNMENT)
+        visitor._named_data_store.add_named_data(region.sha256, b"", alignment=CONSTANT_TENSOR_ALIGNMENT)
         return len(xnn_graph.constant_data) - 1
 
+    def add_region(store: Any, key: str, data: Any, *rest: Any, **options: Any) -> None:
+        """Scales are named by their sha256."""
+        region = by_sha256.get(key.removeprefix("scale_"))
+        add_named_data(store, key, RegionData(region) if region is not None else data, *rest, **options)
+
     with (
+        patch.object(NamedDataStore, "add_named_data", add_region),
         patch.object(Tensor, "__deepcopy__", kept_or(Tensor.__deepcopy__)),
         patch.object(Parameter, "__deepcopy__", kept_or(Parameter.__deepcopy__)),
         patch.object(NodeVisitor, "get_serialized_buffer_index", serialize_region),

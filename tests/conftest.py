@@ -39,7 +39,8 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         output = folder / f"{checkpoint}-{recipe}"
         with FileLock(f"{output}.lock"):
             if not output.exists():
-                assert main(["run", f"recipe={recipe}", f"output={output}", *_arguments(checkpoint, recipe)]) == 0
+                paths = [f"output={output}", f"cache={folder / 'cache'}"]
+                assert main(["run", f"recipe={recipe}", *paths, *_arguments(checkpoint, recipe)]) == 0
         return output
 
     return make

@@ -11,15 +11,19 @@ from torch import Tensor
 
 from model import DreamEdge, load_hf_model
 from pipeline.config import load_recipe
+from pipeline.eager import TieMargins
 from pipeline.lower import Lowered
-from pipeline.record import TieMargin, record
+from pipeline.record import record
 from pipeline.tasks import load_checker, read_prompts, wilson_interval
 from pipeline.validate import bounds_of, expected_format
+from recipes.blocks import Backend
 from recipes.quantization import quantize_model
+from recipes.stored import in_memory
 from runtime.artifact import REFERENCE_FILE, expectations, read_manifest
 from runtime.figures import TIE_MARGIN, Figure, fidelity, metadata, program_format, quality, repeatability, sqnr_db
 from runtime.format import read_format
-from runtime.reference import Reference, load_reference, save_reference
+from runtime.logits import digest, summarize
+from runtime.reference import Call, Reference, Sequence, load_reference, save_reference
 from runtime.replay import Replay, replay
 from tests.checkpoints import GOLDEN, ROOT, Build
 
@@ -29,8 +33,7 @@ Case = tuple[Path, Reference, Replay]
 def quantized_model(name: str, recipe: str) -> DreamEdge:
     model, _, _ = load_hf_model(GOLDEN / name, dtype=None)
     blocks = load_recipe(recipe)
-    for _ in quantize_model(model, blocks.dtype, blocks.linear, blocks.embedding):
-        pass
+    quantize_model(model, blocks.dtype, blocks.linear, blocks.embedding)
     return model
 
 
@@ -49,11 +52,11 @@ def against(case: Case, model: DreamEdge) -> set[str]:
     """The fidelity figures that fail when the program is held against this model in eager."""
     _, reference, replayed = case
     float32, _, _ = load_hf_model(GOLDEN / "gqa2")
-    again = record(model, float32, reference.sequences, None, 256)
+    again = record(in_memory(model, Backend.xnnpack), in_memory(float32, Backend.xnnpack), reference.sequences)
     # The margins of the right model: a wrong one must not choose its own examination.
     expected = tuple(
         tuple(dataclasses.replace(new, tie_margin=old.tie_margin) for new, old in zip(*pair, strict=True))
-        for pair in zip(again.expected, reference.expected, strict=True)
+        for pair in zip(again, reference.expected, strict=True)
     )
     recorded = dataclasses.replace(reference, expected=expected)
     return failing(fidelity(recorded, replayed, bounds_of(load_recipe("int4_xnnpack"))))
@@ -104,23 +107,24 @@ def test_calls_free_of_ties_agree_to_float32_rounding(int4: Case) -> None:
     for sequence, expected in zip(reference.sequences, reference.expected, strict=True):
         for call, actual in zip(expected, replayed.logits[sequence.name], strict=True):
             if call.tie_margin > TIE_MARGIN:
-                assert sqnr_db(call.eager, actual) > 100, sequence.name
+                assert sqnr_db(call.eager, actual.vector) > 100, sequence.name
                 seen += 1
     assert seen >= 8
 
 
-def test_tie_margin_sees_a_tie() -> None:
-    model = quantized_model("gqa2", "int8_xnnpack")
-    linear = model.layers[0].self_attn.q_proj  # type: ignore[union-attr]
-    x = torch.zeros(1, 1, 64)
-    x[0, 0, :3] = torch.tensor([-1.0, 1.55, 0.005])  # a step is 0.01: 0.005 lies in the middle
-    with TieMargin(model) as ties:
-        linear(x)  # type: ignore[operator]
-    assert ties.margin < 1e-5
-    x[0, 0, 2] = 0.0062
-    with TieMargin(model) as ties:
-        linear(x)  # type: ignore[operator]
-    assert ties.margin == pytest.approx(0.12, abs=1e-4)
+def test_tie_margins_see_a_tie() -> None:
+    x = torch.zeros(2, 64)
+    x[:, :3] = torch.tensor([-1.0, 1.55, 0.005])  # a step is 0.01: 0.005 lies in the middle
+    x[1, 2] = 0.0062
+    ties = TieMargins(3)
+    ties.note(x, torch.tensor([0, 1]))
+    assert ties.margin_N[0] < 1e-5
+    assert ties.margin_N[1] == pytest.approx(0.12, abs=1e-4)
+    assert ties.margin_N[2] == torch.inf
+    one, two = (Call(torch.zeros(n, dtype=torch.int64), 0, n, torch.arange(n)) for n in (1, 2))
+    # A call is as uncertain as those before it in its sequence.
+    assert ties.by_call((Sequence("a", (two,)), Sequence("b", (one,)))) == [[ties.margin_N[0]], [float("inf")]]
+    assert ties.by_call((Sequence("a", (one, two)),)) == [[ties.margin_N[0], ties.margin_N[0]]]
 
 
 def test_quality_figures_fail_for_another_model(int4: Case) -> None:
@@ -128,7 +132,7 @@ def test_quality_figures_fail_for_another_model(int4: Case) -> None:
     bounds = bounds_of(load_recipe("int4_xnnpack"))
     torch.manual_seed(0)
     noise = {
-        name: [logits + logits.std() * torch.randn_like(logits) for logits in calls]
+        name: [summarize(kept.vector + kept.vector.std() * torch.randn_like(kept.vector)) for kept in calls]
         for name, calls in replayed.logits.items()
     }
     noisy = dataclasses.replace(replayed, logits=noise)
@@ -137,7 +141,7 @@ def test_quality_figures_fail_for_another_model(int4: Case) -> None:
 
 def test_nan_is_never_within_bounds(int4: Case) -> None:
     _, reference, replayed = int4
-    broken = {name: [logits * torch.nan for logits in calls] for name, calls in replayed.logits.items()}
+    broken = {name: [summarize(kept.vector * torch.nan) for kept in calls] for name, calls in replayed.logits.items()}
     bounds = bounds_of(load_recipe("int4_xnnpack"))
     figures = fidelity(reference, dataclasses.replace(replayed, logits=broken), bounds)
     assert failing(figures) == {"fidelity_db", "fidelity_exact_db"}
@@ -145,11 +149,13 @@ def test_nan_is_never_within_bounds(int4: Case) -> None:
 
 def test_repeatability_sees_one_bit(int4: Case) -> None:
     _, _, replayed = int4
-    other = {name: [logits.clone() for logits in calls] for name, calls in replayed.logits.items()}
-    name = next(iter(other))
-    other[name][0].view(torch.int32)[0, 0] ^= 1
+    name = next(iter(replayed.logits))
+    logits = replayed.logits[name][0].vector.clone()  # a small vocabulary is kept whole
+    assert digest(logits) == replayed.digests[name][0]
+    logits.view(torch.int32)[0, 0] ^= 1
+    other = replayed.digests | {name: [digest(logits), *replayed.digests[name][1:]]}
     assert repeatability(replayed, replayed).ok
-    figure = repeatability(replayed, dataclasses.replace(replayed, logits=other))
+    figure = repeatability(replayed, dataclasses.replace(replayed, digests=other))
     assert (figure.value, figure.where) == (1, f"{name}/0")
 
 
@@ -165,14 +171,15 @@ def test_repeatability_sees_one_bit(int4: Case) -> None:
         (
             "fp32_portable",
             "fp32_xnnpack",
-            {"unexpected_operators", "wrong_linear_weights", "bytes_per_weight", "planned_memory"},
+            {"unexpected_operators", "wrong_linear_weights", "bytes_per_weight", "changed_weights", "planned_memory"},
         ),
     ],
 )
 def test_a_program_of_another_recipe_is_found_out(build: Build, built: str, promised: str, figures: set[str]) -> None:
     artifact = build("gqa2", built)
     model = quantized_model("gqa2", promised)
-    expected = expected_format(model, load_recipe(promised), Lowered(artifact, 256, 256, {}))
+    recipe = load_recipe(promised)
+    expected = expected_format(in_memory(model, recipe.backend), recipe, Lowered(artifact, 256, 256, {}))
     assert failing(program_format(read_format(artifact / "model.pte"), expected)) == figures
 
 
@@ -181,10 +188,10 @@ def test_one_weight_of_any_kind_is_missed(build: Build, recipe: str) -> None:
     """Each tensor's bytes are in the program; with one element the least bit off they are not, and it is named."""
     artifact = build("gqa2", recipe)
     found = read_format(artifact / "model.pte")
-    model = quantized_model("gqa2", recipe)
+    model, blocks = quantized_model("gqa2", recipe), load_recipe(recipe)
 
     def changed() -> Figure:
-        expected = expected_format(model, load_recipe(recipe), Lowered(artifact, 256, 256, {}))
+        expected = expected_format(in_memory(model, Backend.xnnpack), blocks, Lowered(artifact, 256, 256, {}))
         (figure,) = (f for f in program_format(found, expected) if f.name == "changed_weights")
         return figure
 

@@ -1,0 +1,165 @@
+"""What a run will need, worked out from sizes before any weight is read: memory of each stage, and disk.
+
+Constants are what was measured on Linux with the pinned versions (docs/memory.md); `tests/test_estimate.py` and
+`scripts/fullsize.py` hold the estimate to within 20% of what a run then takes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from rich.console import Console
+from torch import nn
+
+from model import CheckpointError, ConfigError, DreamEdge, DreamEdgeConfig
+from model.checkpoint import read_config, weight_files
+from pipeline.config import RunConfig
+from pipeline.display import mib, table
+from pipeline.eager import ROWS, TOKENS, VOCAB
+from pipeline.errors import InputError, ResourceError
+from pipeline.export import lengths
+from recipes.blocks import Attention, EmbeddingQuant, LinearQuant, Recipe
+
+MIB = 2**20
+PROCESS = 385 * MIB  # Python, torch, torchao and executorch, imported
+GRAPH = 11 * MIB  # of a layer, exported
+DELEGATE = 9 * MIB  # of a layer, while the graphs of all delegates are there
+CHILD = 290 * MIB  # the process that runs the program, without it
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """memory: bytes by stage, the most at once; of validation with the process that runs the program.
+
+    cache, output: bytes on disk of the quantized weights and of the artifact.
+    """
+
+    memory: dict[str, int]
+    cache: int
+    output: int
+
+
+def estimate(config: RunConfig) -> Estimate:
+    """Raises `InputError` for a checkpoint without a readable config, and `RecipeError` for impossible lengths."""
+    folder = Path(config.checkpoint)
+    try:
+        shape = read_config(folder)
+        checkpoint_bytes = sum(file.stat().st_size for file in weight_files(folder))
+    except (CheckpointError, ConfigError, OSError) as error:
+        raise InputError(str(error)) from error
+    max_seq_len, max_rows = lengths(shape, config.export)
+    return of_sizes(shape, checkpoint_bytes, config.recipe, max_seq_len, max_rows, config.task.n_solve > 0)
+
+
+def of_sizes(
+    config: DreamEdgeConfig, checkpoint_bytes: int, recipe: Recipe, max_seq_len: int, max_rows: int, solves: bool
+) -> Estimate:
+    with torch.device("meta"):
+        model = DreamEdge(config)
+    itemsize = getattr(torch, recipe.dtype.value).itemsize
+    numbers = sum(p.numel() for p in model.parameters())
+    in_file = checkpoint_bytes / numbers  # bytes of a number
+    V, D, L, S = config.vocab_size, config.hidden_size, config.num_hidden_layers, max_seq_len
+
+    def stored(module: nn.Module) -> float:
+        if isinstance(module, nn.Linear) and recipe.linear is not None:
+            return _bytes(module.weight, recipe.linear)
+        if isinstance(module, nn.Embedding) and recipe.embedding is not None:
+            return _bytes(module.weight, recipe.embedding)
+        return sum(p.numel() for p in module.parameters(recurse=False)) * itemsize
+
+    def unpacked(module: nn.Module) -> float:
+        is_int4 = isinstance(module, nn.Linear) and recipe.linear is not None and recipe.linear.weight_bits == 4
+        return sum(p.numel() for p in module.parameters(recurse=False)) if is_int4 else 0
+
+    def quantizing(part: nn.Module) -> float:
+        """The mapped weights, the integers of a part one to a byte, what is stored, and its copy while written."""
+        numel = sum(p.numel() for p in part.parameters())
+        return numel * in_file + sum(unpacked(m) + 2 * stored(m) for m in part.modules())
+
+    layer = model.layers[0]
+    tied = config.tie_word_embeddings and recipe.linear is None and recipe.embedding is None
+    head = 0.0 if tied else stored(model.lm_head)
+    cache = stored(model.embed_tokens) + L * sum(map(stored, layer.modules())) + head
+    largest = max(p.numel() for p in model.parameters()) * in_file
+    caches = 2 * L * S * config.num_key_value_heads * config.head_dim * itemsize
+    arena = caches + 6 * S * D * itemsize + 4 * max_rows * V
+    scores = config.num_attention_heads * S * S * itemsize if recipe.attention is Attention.delegated else 0
+    graph = PROCESS + L * GRAPH
+    lowering = graph + L * DELEGATE + 3 * stored(model.embed_tokens)
+    child = CHILD + cache * 1.03 + arena + 2 * scores + 8 * max_rows * V
+    # One layer in float32 and what it is made of, its activations, or logits and a slice of the output layer.
+    activations = 4 * TOKENS * config.intermediate_size * 8 + 4 * S * D * 8
+    numel = sum(p.numel() for p in layer.parameters())
+    eager = graph + max(numel * (4 + in_file) + activations, 4 * V * ROWS * 3 + 8 * VOCAB * D + V * D * in_file)
+    if solves:
+        eager = max(eager, graph + 4 * numbers)
+    memory = {
+        "load": PROCESS + largest,
+        "quantize": PROCESS + max(quantizing(part) for part in (model.embed_tokens, layer, model.lm_head)),
+        "export": graph,
+        "lower": lowering,
+        "validate": max(eager, graph + child),
+    }
+    return Estimate({stage: int(n) for stage, n in memory.items()}, int(cache), int(cache + 2**20))
+
+
+def _bytes(weight: torch.Tensor, quant: LinearQuant | EmbeddingQuant) -> float:
+    rows, columns = weight.shape
+    groups = columns // quant.group_size if quant.group_size else 1
+    is_packed = isinstance(quant, LinearQuant)
+    # XNNPACK's int4 has bfloat16 scales. An embedding's integers are one to a byte until executorch packs them.
+    scale = 2 if is_packed and quant.weight_bits == 4 else 4
+    return rows * columns * (quant.weight_bits if is_packed else 8) / 8 + rows * groups * scale
+
+
+def check_resources(config: RunConfig, console: Console) -> Estimate:
+    """Shows the estimate. Raises `ResourceError` if there is less free, unless `force` is given."""
+    needs = estimate(config)
+    cache, output = _existing(Path(config.cache)), _existing(Path(config.output))
+    free_memory, disk = available_memory(), shutil.disk_usage
+    peak = max(needs.memory, key=lambda stage: needs.memory[stage])
+    disks = {cache: needs.cache, output: needs.output}
+    same = cache.stat().st_dev == output.stat().st_dev
+    if same:
+        disks = {output: needs.cache + needs.output}
+    if needs.memory[peak] > 2**30 or sum(disks.values()) > 2**30:
+        listing = table(None, "estimate", *needs.memory, "disk")
+        listing.add_row("needed", *(mib(n) for n in needs.memory.values()), mib(sum(disks.values())))
+        listing.add_row("free", *[mib(free_memory)] * len(needs.memory), mib(min(disk(path).free for path in disks)))
+        console.print(listing)
+    wrong = []
+    if needs.memory[peak] > free_memory:
+        wrong.append(f"{peak} needs {mib(needs.memory[peak])} of memory, {mib(free_memory)} are free")
+    for path, n_bytes in disks.items():
+        if n_bytes > disk(path).free:
+            wrong.append(f"{path} needs {mib(n_bytes)} of disk, {mib(disk(path).free)} are free")
+    if wrong and not config.force:
+        raise ResourceError(f"{'; '.join(wrong)} (force=true starts anyway)")
+    return needs
+
+
+def available_memory() -> int:
+    """Bytes: of the machine, or what a control group leaves of it."""
+    free = psutil.virtual_memory().available
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            free = min(free, max(0, int(Path(limit).read_text()) - int(Path(used).read_text())))
+        except (OSError, ValueError):
+            continue  # no such group, or no limit ("max")
+    return int(free)
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder that is there already."""
+    path = path.resolve()
+    while not path.exists():
+        path = path.parent
+    return path

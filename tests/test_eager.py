@@ -1,0 +1,96 @@
+"""Eager one layer at a time gives what the whole network gives, for every use of the contract."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from model import load_hf_model
+from pipeline import eager
+from pipeline.config import load_recipe
+from pipeline.eager import run_by_layer
+from pipeline.record import contract_sequences, short_candidates
+from recipes.quantization import quantize_model
+from recipes.stored import open_stored, store
+from runtime.figures import kl_divergence, sqnr_db
+from runtime.logits import SKETCH, digest, summarize, top_columns
+from tests.checkpoints import GOLDEN
+
+S = 96
+PROMPTS = [torch.arange(5, 29) + i for i in range(8)]
+
+
+@pytest.mark.parametrize("recipe", ["fp32_xnnpack", "int8_xnnpack", "int4_xnnpack", "fp16_xnnpack"])
+@pytest.mark.parametrize("checkpoint", ["gqa2", "mha-tied"])
+def test_it_is_the_network(checkpoint: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against `DreamEdge.start` with torchao's own quantized tensors, call by call."""
+    # Small enough that every loop is gone through several times.
+    for name, value in (("TOKENS", 7), ("ROWS", 20), ("VOCAB", 100)):
+        monkeypatch.setattr(eager, name, value)
+    blocks = load_recipe(recipe)
+    model, _, config = load_hf_model(GOLDEN / checkpoint, dtype=None)
+    list(store(model, blocks, tmp_path))
+    weights = open_stored(tmp_path, model, blocks)
+    whole, _, _ = load_hf_model(GOLDEN / checkpoint, dtype=None)
+    quantize_model(whole, blocks.dtype, blocks.linear, blocks.embedding)
+    sequences = (*contract_sequences(PROMPTS, config.mask_token_id, S, S), *short_candidates(PROMPTS)[:6])
+    found: dict[tuple[int, int], Tensor] = {}
+
+    def take(i: int, j: int, logits_KV: Tensor) -> None:
+        found[i, j] = logits_KV.clone()
+
+    margins = run_by_layer(weights, sequences, take)
+    assert [len(row) for row in margins] == [len(sequence.calls) for sequence in sequences]
+    quantizes = blocks.linear is not None
+    for i, sequence in enumerate(sequences):
+        forward = whole.start(S)
+        for j, call in enumerate(sequence.calls):
+            with torch.no_grad():
+                expected = forward(call.tokens, call.start_pos, call.kv_len, call.rows)[0]
+            # Rounding alone, or after a tie the noise of int8 activations.
+            floor = 60 if blocks.dtype.value == "float16" else 110
+            if quantizes and margins[i][j] < 1e-4:
+                floor = 25
+            assert sqnr_db(expected, found[i, j]) > floor, (sequence.name, j)
+            assert math.isinf(margins[i][j]) != quantizes
+
+
+def test_a_small_vocabulary_is_kept_whole() -> None:
+    logits = torch.randn(3, SKETCH, generator=torch.Generator().manual_seed(0))
+    kept = summarize(logits, top_columns(logits))
+    assert torch.equal(kept.vector, logits)
+    assert torch.equal(kept.values, logits)
+    assert torch.equal(kept.top1, logits.argmax(-1))
+
+
+@pytest.mark.parametrize("db", [10.0, 30.0, 110.0])
+def test_a_sketch_measures_what_the_logits_would(db: float) -> None:
+    """Signal to noise, cosine and divergence of a wide vocabulary, against all of its logits."""
+    random = torch.Generator().manual_seed(0)
+    K, V = 32, 50_000
+    expected = 4 * torch.randn(K, V, generator=random)
+    actual = expected + expected.std() * 10 ** (-db / 20) * torch.randn(K, V, generator=random)
+    columns = top_columns(expected)
+    e, a = summarize(expected, columns), summarize(actual, columns)
+    assert e.vector.shape == (K, SKETCH)
+    assert sqnr_db(e.vector, a.vector) == pytest.approx(sqnr_db(expected, actual), abs=0.2)
+    cosine, kept = (1 - torch.cosine_similarity(*pair, dim=-1) for pair in ((expected, actual), (e.vector, a.vector)))
+    if db < 100:
+        torch.testing.assert_close(kept, cosine, rtol=0.2, atol=0)
+    log_p, log_q = expected.double().log_softmax(-1), actual.double().log_softmax(-1)
+    whole = (log_p.exp() * (log_p - log_q)).sum(-1)
+    assert (kl_divergence(e, a) <= whole + 1e-9).all()
+    assert (kl_divergence(e, a) > 0.25 * whole).all() or db > 100
+
+
+def test_one_changed_logit_changes_sketch_and_digest() -> None:
+    logits = torch.randn(2, 9000, generator=torch.Generator().manual_seed(0))
+    changed = logits.clone()
+    changed[1, 8999] += 1
+    assert sqnr_db(summarize(logits).vector, summarize(changed).vector) < 60
+    assert digest(logits) != digest(changed)
+    assert digest(logits) == digest(logits.clone())
