@@ -42,9 +42,13 @@ def _settings(folder: Path, config: BenchConfig) -> Settings:
         max_seq_len = int(manifest["export"]["max_seq_len"])
     except (ArtifactError, KeyError, TypeError, ValueError) as error:
         raise BadArtifactError(str(error)) from error
-    for name in ("prompt_len", "new_tokens", "block_length", "repeats"):
+    for name in ("prompt_len", "block_length", "repeats"):
         if getattr(config, name) < 1:
             raise UsageError(f"{name} {getattr(config, name)}: must be at least 1")
+    if config.new_tokens < 0:
+        raise UsageError(f"new_tokens {config.new_tokens}: must be 0, for no generation, or more")
+    if not 0 <= config.kv_len <= max_seq_len:
+        raise UsageError(f"kv_len {config.kv_len}: must be 0 to {max_seq_len}, the artifact's max_seq_len")
     if any(T < 1 for T in config.lengths):
         raise UsageError(f"lengths {config.lengths}: a call has at least 1 token")
     if config.prompt_len + config.new_tokens > max_seq_len:
@@ -95,11 +99,13 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     facts.add_row("", f"of which Python and torch {mib(own['anonymous'])} and {mib(own['file'])}")
     facts.add_row("peak memory", mib(memory["peak"]))
     console.print(facts)
-    calls = table("one call, median (min - max)", "tokens", "rows of logits", "ms", "tokens/s")
+    calls = table("one call, median (min - max)", "tokens", "kv_len", "rows of logits", "ms", "tokens/s")
     for call in result["calls"]:
-        values = (str(call["tokens"]), str(call["rows"]), _spread(call["seconds"], 1000))
+        values = (str(call["tokens"]), str(call["kv_len"]), str(call["rows"]), _spread(call["seconds"], 1000))
         calls.add_row(*values, f"{call['tokens_per_second']:,.0f}")
     console.print(calls)
+    if not result["generations"]:
+        return
     title = f"{settings['new_tokens']} tokens after {settings['prompt_len']}, blocks of {settings['block_length']}"
     listing = table(title, "cache", "seconds", "tokens/s", "faster", "forward calls", "positions", "same tokens")
     uncached = result["generations"][0]["tokens_per_second"]["median"]

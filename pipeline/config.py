@@ -119,6 +119,7 @@ class EvaluateConfig(DecodingConfig):
 class BenchConfig:
     artifact: str = MISSING
     lengths: list[int] = field(default_factory=list)
+    kv_len: int = 0
     prompt_len: int = 128
     new_tokens: int = 256
     block_length: int = 32

@@ -21,6 +21,7 @@ from recipes.stored import Weights
 from runtime.reference import Sequence
 
 TOKENS = 512  # that go through an MLP at once: its activations are the widest
+ACTIVATIONS = 2**18  # that are quantized at once: temporaries beyond a processor's cache make it ten times slower
 ROWS = 512  # whose logits are computed at once
 VOCAB = 8192  # rows of the output layer that are in memory at once
 
@@ -61,7 +62,8 @@ def run_by_layer(
     rows_R = torch.cat([start + call.rows for start, call in zip(starts.tolist(), calls, strict=False)])
     x_RD = norm(x_1ND[0, rows_R])
     if _quantizes_activations(weights, "lm_head.weight"):
-        ties.note(x_RD, rows_R)
+        for part in torch.arange(len(x_RD)).split(max(1, ACTIVATIONS // x_RD.shape[1])):
+            ties.note(x_RD[part], rows_R[part])
         x_RD = _apply_int8_act_asym_per_token_quant_dequant(x_RD)
     _take_logits(weights, sequences, x_RD, take, report)
     return ties.by_call(sequences)
@@ -122,11 +124,13 @@ class _Quantization:
 
     def __call__(self, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         (x_1ND,) = inputs
-        n = x_1ND.shape[1]
-        for part in torch.arange(n).split(TOKENS):
-            self.ties.note(x_1ND[0, part], self.seen + part)
-        self.seen += n
-        return (_apply_int8_act_asym_per_token_quant_dequant(x_1ND),)
+        quantized_1ND = torch.empty_like(x_1ND)
+        for tokens in torch.arange(x_1ND.shape[1]).split(max(1, ACTIVATIONS // x_1ND.shape[2])):
+            part = slice(int(tokens[0]), int(tokens[-1]) + 1)
+            self.ties.note(x_1ND[0, part], self.seen + tokens)
+            quantized_1ND[:, part] = _apply_int8_act_asym_per_token_quant_dequant(x_1ND[:, part])
+        self.seen += x_1ND.shape[1]
+        return (quantized_1ND,)
 
 
 def _quantizes_activations(weights: Weights, name: str) -> bool:

@@ -35,7 +35,7 @@ CHILD = 290 * MIB  # the process that runs the program, without it
 class Estimate:
     """memory: bytes by stage, the most at once; of validation with the process that runs the program.
 
-    cache, output: bytes on disk of the quantized weights and of the artifact.
+    cache: bytes on disk of the quantized weights. output: of the program, if it held its weights and nothing else.
     """
 
     memory: dict[str, int]
@@ -66,11 +66,13 @@ def of_sizes(
     V, D, L, S = config.vocab_size, config.hidden_size, config.num_hidden_layers, max_seq_len
 
     def stored(module: nn.Module) -> float:
+        own = dict(module.named_parameters(recurse=False))
+        n_bytes = 0.0
         if isinstance(module, nn.Linear) and recipe.linear is not None:
-            return _bytes(module.weight, recipe.linear)
-        if isinstance(module, nn.Embedding) and recipe.embedding is not None:
-            return _bytes(module.weight, recipe.embedding)
-        return sum(p.numel() for p in module.parameters(recurse=False)) * itemsize
+            n_bytes = _bytes(own.pop("weight"), recipe.linear, recipe.linear.weight_bits)
+        elif isinstance(module, nn.Embedding) and recipe.embedding is not None:
+            n_bytes = _bytes(own.pop("weight"), recipe.embedding, 8)  # one to a byte until executorch packs them
+        return n_bytes + sum(p.numel() for p in own.values()) * itemsize
 
     def unpacked(module: nn.Module) -> float:
         is_int4 = isinstance(module, nn.Linear) and recipe.linear is not None and recipe.linear.weight_bits == 4
@@ -84,7 +86,11 @@ def of_sizes(
     layer = model.layers[0]
     tied = config.tie_word_embeddings and recipe.linear is None and recipe.embedding is None
     head = 0.0 if tied else stored(model.lm_head)
-    cache = stored(model.embed_tokens) + L * sum(map(stored, layer.modules())) + head
+    cache = stored(model.embed_tokens) + L * sum(map(stored, layer.modules())) + stored(model.norm) + head
+    output = cache
+    if recipe.embedding is not None:
+        output += _bytes(model.embed_tokens.weight, recipe.embedding, recipe.embedding.weight_bits)
+        output -= stored(model.embed_tokens)
     largest = max(p.numel() for p in model.parameters()) * in_file
     caches = 2 * L * S * config.num_key_value_heads * config.head_dim * itemsize
     arena = caches + 6 * S * D * itemsize + 4 * max_rows * V
@@ -105,16 +111,14 @@ def of_sizes(
         "lower": lowering,
         "validate": max(eager, graph + child),
     }
-    return Estimate({stage: int(n) for stage, n in memory.items()}, int(cache), int(cache + 2**20))
+    return Estimate({stage: int(n) for stage, n in memory.items()}, int(cache), int(output))
 
 
-def _bytes(weight: torch.Tensor, quant: LinearQuant | EmbeddingQuant) -> float:
+def _bytes(weight: torch.Tensor, quant: LinearQuant | EmbeddingQuant, weight_bits: int) -> float:
     rows, columns = weight.shape
     groups = columns // quant.group_size if quant.group_size else 1
-    is_packed = isinstance(quant, LinearQuant)
-    # XNNPACK's int4 has bfloat16 scales. An embedding's integers are one to a byte until executorch packs them.
-    scale = 2 if is_packed and quant.weight_bits == 4 else 4
-    return rows * columns * (quant.weight_bits if is_packed else 8) / 8 + rows * groups * scale
+    scale = 2 if isinstance(quant, LinearQuant) and quant.weight_bits == 4 else 4  # bfloat16 or float32
+    return rows * columns * weight_bits / 8 + rows * groups * scale
 
 
 def check_resources(config: RunConfig, console: Console) -> Estimate:

@@ -79,7 +79,7 @@ def package(
     if loaded.tokenizer is not None and not (folder / TOKENIZER_FILE).is_file():
         loaded.tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
     (folder / REPORT_FILE).write_text(_json(_report(validated, stages, needs)), encoding="utf-8")
-    manifest = _manifest(folder, config, loaded, lowered, validated)
+    manifest = _manifest(folder, config, loaded, lowered, validated, needs)
     (folder / MANIFEST_FILE).write_text(_json(manifest), encoding="utf-8")
     return manifest
 
@@ -123,7 +123,7 @@ def _report(validated: Validated, stages: list[StageStats], needs: Estimate) -> 
 
 
 def _manifest(
-    folder: Path, config: RunConfig, loaded: Loaded, lowered: Lowered, validated: Validated
+    folder: Path, config: RunConfig, loaded: Loaded, lowered: Lowered, validated: Validated, needs: Estimate
 ) -> dict[str, Any]:
     found = validated.measured.format
     return {
@@ -140,6 +140,7 @@ def _manifest(
         "sizes": {
             "checkpoint": loaded.weights,
             "program": lowered.pte.stat().st_size,
+            "ideal_program": needs.output,
             "linear_weights": sum(w.n_bytes for w in found.linears),
         },
         "memory_plan": list(found.planned_memory),

@@ -20,6 +20,7 @@ def show_run(console: Console, packaged: Packaged, validated: Validated, stages:
     stored, program = sizes["checkpoint"], sizes["program"]
     facts = table("the program", "what", "value")
     facts.add_row("size", f"{mib(program)}, {program / stored:.2f} of the checkpoint's {mib(stored)}")
+    facts.add_row("", f"{program / sizes['ideal_program']:.3f} of the recipe's ideal {mib(sizes['ideal_program'])}")
     per_weight = [f for f in validated.figures if f.name == "bytes_per_weight"]
     facts.add_row(
         "linear weights", ", ".join(f"{f.value:.4f} bytes each, {f.where}" for f in per_weight) or "in plain float32"

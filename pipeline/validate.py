@@ -142,12 +142,10 @@ def expected_format(weights: Weights, recipe: Recipe, lowered: Lowered) -> Expec
 
 
 def ideal_bytes_per_weight(shapes: list[tuple[int, int]], quant: LinearQuant | None, itemsize: int) -> float:
-    """Of the linear layers: weights, and their scales (bfloat16 for groups, float32 for channels)."""
+    """Of the linear layers: weights, and their scales (bfloat16 of int4, float32 of int8)."""
     if quant is None:
         return float(itemsize)
     weights = sum(rows * columns for rows, columns in shapes)
-    if quant.group_size:
-        scales = sum(rows * columns // quant.group_size * 2 for rows, columns in shapes)
-    else:
-        scales = sum(rows * 4 for rows, _ in shapes)
+    groups = sum(rows * (columns // quant.group_size if quant.group_size else 1) for rows, columns in shapes)
+    scales = groups * (2 if quant.weight_bits == 4 else 4)
     return quant.weight_bits / 8 + scales / weights

@@ -35,7 +35,7 @@ class LinearQuant:
     """Of every linear layer. Activations become int8 for each token while the program runs.
 
     group_size: inputs that share a scale, None for one scale an output channel. XNNPACK has int4 in groups
-    (multiples of 32) and int8 per channel.
+    (multiples of 32) and per channel, int8 per channel.
     """
 
     weight_bits: int = 4

@@ -108,7 +108,7 @@ def check_sizes(model: DreamEdge, linear: LinearQuant | None, embedding: Embeddi
         # Weight-only and other combinations lower without an error to programs that compute garbage.
         if linear.weight_bits not in (4, 8) or (linear.weight_bits == 8 and linear.group_size is not None):
             raise QuantizationError(
-                "linear: XNNPACK computes 4-bit weights in groups, or 8-bit weights per channel (group_size null); "
+                "linear: XNNPACK computes 4-bit weights in groups, 4-bit or 8-bit ones per channel (group_size null); "
                 f"got weight_bits {linear.weight_bits}, group_size {linear.group_size}"
             )
         if linear.group_size is not None and (linear.group_size < 32 or linear.group_size % 32):
@@ -125,5 +125,7 @@ def check_sizes(model: DreamEdge, linear: LinearQuant | None, embedding: Embeddi
             continue
         if quant is not None and quant.group_size and width % quant.group_size:
             wrong.append(f"{name} is {width} wide, not a multiple of group_size {quant.group_size}")
+        elif isinstance(module, nn.Linear) and quant is not None and quant.weight_bits == 4 and width % 32:
+            wrong.append(f"{name} is {width} wide, not a multiple of 32, as 4-bit weights must be")
     if wrong:
         raise QuantizationError("sizes that cannot be quantized: " + "; ".join(wrong))

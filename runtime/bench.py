@@ -27,9 +27,13 @@ CALLS = 10  # of a length, for each repeat
 
 @dataclass(frozen=True)
 class Settings:
-    """lengths: tokens of single calls. repeats: of each generation. threshold: of the last generation."""
+    """lengths: tokens of single calls, which see at least kv_len positions.
+
+    new_tokens: of each generation, 0 for none. repeats: of each generation. threshold: of the last generation.
+    """
 
     lengths: tuple[int, ...]
+    kv_len: int
     prompt_len: int
     new_tokens: int
     block_length: int
@@ -65,8 +69,9 @@ def bench(pte: Path, settings: Settings, tell: Callable[[str], None]) -> dict[st
     calls = []
     for T in sorted({min(T, program.max_seq_len) for T in settings.lengths} | {program.max_seq_len}):
         tell(f"calls of {T} tokens")
-        calls.append(_call(program, T, min(T, settings.block_length, program.max_rows), CALLS * settings.repeats))
-    generations = _generations(program, settings, tell)
+        n_rows = min(T, settings.block_length, program.max_rows)
+        calls.append(_call(program, T, n_rows, settings.kv_len, CALLS * settings.repeats))
+    generations = _generations(program, settings, tell) if settings.new_tokens else []
     return {
         "threads": torch.get_num_threads(),
         "load_seconds": spread(loads),
@@ -76,19 +81,20 @@ def bench(pte: Path, settings: Settings, tell: Callable[[str], None]) -> dict[st
     }
 
 
-def _call(program: Program, T: int, n_rows: int, n_calls: int) -> dict[str, Any]:
-    """T tokens at once with the logits of the last rows, on an empty cache."""
+def _call(program: Program, T: int, n_rows: int, kv_len: int, n_calls: int) -> dict[str, Any]:
+    """T tokens at once with the logits of the last rows, as the last of the positions that they see."""
+    kv_len = max(T, kv_len)
     tokens_T = torch.arange(T) % program.vocab_size
     rows_K = torch.arange(T - n_rows, T)
-    program.forward(tokens_T, 0, T, rows_K)
+    program.forward(tokens_T, kv_len - T, kv_len, rows_K)
     seconds: list[float] = []
     # A long call says as much in fewer repeats: ten seconds a length are enough.
     while len(seconds) < n_calls and (len(seconds) < 3 or sum(seconds) < 10):
         started = time.perf_counter()
-        program.forward(tokens_T, 0, T, rows_K)
+        program.forward(tokens_T, kv_len - T, kv_len, rows_K)
         seconds.append(time.perf_counter() - started)
     taken = spread(seconds)
-    return {"tokens": T, "rows": n_rows, "seconds": taken, "tokens_per_second": T / taken["median"]}
+    return {"tokens": T, "kv_len": kv_len, "rows": n_rows, "seconds": taken, "tokens_per_second": T / taken["median"]}
 
 
 def _generations(program: Program, settings: Settings, tell: Callable[[str], None]) -> list[dict[str, Any]]:

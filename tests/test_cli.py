@@ -191,7 +191,7 @@ def test_recipes_that_do_not_fit(refused: Callable[..., str]) -> None:
     line = refused(4, "run", gqa2, "recipe.linear.group_size=64")
     assert "layers.0.mlp.down_proj is 160 wide, not a multiple of group_size 64" in line
     assert "group_size must be a multiple of 32" in refused(4, "run", gqa2, "recipe.linear.group_size=16")
-    assert "8-bit weights per channel" in refused(4, "run", gqa2, "recipe.linear.weight_bits=8")
+    assert "8-bit ones per channel" in refused(4, "run", gqa2, "recipe.linear.weight_bits=8")
     assert "max_position_embeddings" in refused(4, "run", gqa2, "export.max_seq_len=131073")
     assert "export.max_rows" in refused(4, "run", gqa2, "export.max_seq_len=64", "export.max_rows=65")
 
