@@ -13,7 +13,7 @@ from pipeline.errors import RecipeError
 from pipeline.quantize import Quantized
 from recipes.static_program import StaticProgram, export_program, metadata
 
-LOGITS_BYTES = 2**28  # a program plans memory for the logits of max_rows rows: 441 of Dream-7B's vocabulary
+LOGITS_BYTES = 2**26  # a program plans memory for the logits of max_rows rows: 110 of Dream-7B's vocabulary
 MIN_LENGTH = 4  # shorter programs have no room for the calls that validate them
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from pathlib import Path
 
 import psutil
 
+MADV_DONTNEED = 4
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -23,6 +25,24 @@ def peak_rss() -> int:
 def reset_peak_rss() -> None:
     if _CLEAR_REFS.exists():
         _CLEAR_REFS.write_text("5")  # see proc(5): resets VmHWM
+
+
+def unpin(file: Path) -> None:
+    """Let the system drop the pages of a mapped file, and drop those that are in memory now.
+
+    The runtime locks what it maps, where it may: the whole embedding of a program would stay resident for the few rows
+    that a call reads.
+    """
+    maps = Path("/proc/self/maps")
+    if not maps.exists():  # not Linux
+        return
+    libc = ctypes.CDLL(None)
+    for line in maps.read_text(encoding="utf-8").splitlines():
+        if line.endswith(f" {file.resolve()}"):
+            start, end = (int(address, 16) for address in line.split()[0].split("-"))
+            place = (ctypes.c_void_p(start), ctypes.c_size_t(end - start))
+            libc.munlock(*place)
+            libc.madvise(*place, MADV_DONTNEED)
 
 
 class PeakAnonymous:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import sys
 import tempfile
+import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from runtime.memory import unpin
 
 CONTRACT_VERSION = 1
 MODEL_FILE = "model.pte"
@@ -67,6 +71,7 @@ class Program:
             raise ProgramError(
                 f"{file}: damaged, or not an ExecuTorch program: {' | '.join([*lines, str(error)])}"
             ) from error
+        unpin(file)
         return cls(file, forward, metadata, program)
 
     @property
@@ -162,12 +167,39 @@ def executorch_runtime() -> Any:
     """The process's runtime, with the kernels that our programs call."""
     import warnings
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _without_exporter():
         warnings.simplefilter("ignore")  # "this API is experimental"
-        import executorch.extension.llm.custom_ops.custom_ops  # llama::update_cache, llama::custom_sdpa
-        import executorch.kernels.quantized  # noqa: F401 (quantized_decomposed::embedding_*)
         from executorch.runtime import Runtime
+
+        for library in ("kernels/quantized/*quantized_ops_aot_lib.*", "extension/llm/custom_ops/*custom_ops_aot_lib.*"):
+            (file,) = _executorch_folder().glob(library)
+            torch.ops.load_library(file)
     return Runtime.get()
+
+
+@contextlib.contextmanager
+def _without_exporter() -> Iterator[None]:
+    """executorch's runtime imports one decorator of its exporter, and with it the whole of it, and torchao.
+
+    That takes 2 s and 130 MB (measured), and no device has it. In its place stands an empty package of that name.
+    """
+    exporter = "executorch.exir"
+    if exporter in sys.modules:
+        yield
+        return
+    package = types.ModuleType(exporter)
+    package.__path__ = [str(_executorch_folder() / "exir")]
+    sys.modules[exporter] = package
+    try:
+        yield
+    finally:
+        del sys.modules[exporter]  # whoever wants the exporter imports the real one
+
+
+def _executorch_folder() -> Path:
+    spec = importlib.util.find_spec("executorch")
+    assert spec is not None
+    return Path(next(iter(spec.submodule_search_locations or [])))
 
 
 @contextlib.contextmanager
