@@ -22,6 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 
 from model import DreamEdgeConfig
@@ -151,6 +152,7 @@ def road(checkpoint: Path, recipe_name: str, workdir: Path) -> dict[str, Any]:
     return {
         "stages": [asdict(stage) for stage in display.stages],
         "estimate": asdict(needs),
+        "written_bytes": psutil.Process().io_counters().write_chars,
         "program_bytes": pte.stat().st_size,
         "of_ideal": pte.stat().st_size / needs.output,
     }

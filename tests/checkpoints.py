@@ -9,6 +9,6 @@ ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "assets" / "dream_sudoku"
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_NAMES = ("gqa2", "mha-tied", "mqa4-sharded")
-RECIPES = ("fp32_xnnpack", "fp16_xnnpack", "int8_xnnpack", "int4_xnnpack", "fp32_portable")
+RECIPES = ("fp32_xnnpack", "fp16_xnnpack", "int8_xnnpack", "int4_xnnpack", "int4_fast_xnnpack", "fp32_portable")
 
 Build = Callable[[str, str], Path]  # (checkpoint name, recipe) -> artifact folder

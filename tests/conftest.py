@@ -18,6 +18,7 @@ from tests.checkpoints import GOLDEN, Build
 # recipes' own quality bounds are for trained checkpoints; fidelity, format and repeatability hold for any.
 QUALITY_OF_RANDOM_WEIGHTS = {
     "int8_xnnpack": ["top1_agreement=0.9", "kl_divergence=0.01", "sqnr_db=25", "cosine=0.98"],
+    "int4_fast_xnnpack": ["top1_agreement=0.25", "kl_divergence=2", "sqnr_db=4", "cosine=0.3", "max_abs_diff=20"],
     "int4_xnnpack": ["top1_agreement=0.35", "kl_divergence=1", "sqnr_db=7", "cosine=0.6", "max_abs_diff=10"],
 }
 

@@ -1,0 +1,139 @@
+"""The tables and the picture of docs/memory.md, from what `make fullsize` measured.
+
+python -m scripts.show_fullsize docs/fullsize.json docs/fullsize.svg
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+GIB, MIB = 2**30, 2**20
+STAGES = ("load", "quantize", "export", "lower", "validate")
+COLORS = {"seconds": "#1f5c99", "peak memory, GiB": "#b3541e"}
+WIDTH, HEIGHT, LEFT, TOP = 300, 190, 46, 34
+
+
+def road_table(result: dict[str, Any]) -> str:
+    """Seconds, memory and estimate of each stage of the main job."""
+    job = result["main_job"]
+    rows = ["| stage | seconds | peak RSS | of it anonymous | estimated |", "|---|---|---|---|---|"]
+    for stage in job["stages"]:
+        if stage["name"] in STAGES:
+            memory = (stage["peak_rss"], stage["peak_anonymous"], job["estimate"]["memory"][stage["name"]])
+            rows.append(f"| {stage['name']} | {stage['seconds']:.0f} | " + " | ".join(map(_gib, memory)) + " |")
+    program = job["program"]
+    memory = (program["peak_rss"], program["anonymous"], job["estimate"]["memory"]["program"])
+    rows.append(
+        f"| the program, in its process | {program['run_seconds']:.0f} | " + " | ".join(map(_gib, memory)) + " |"
+    )
+    return "\n".join(rows)
+
+
+def growth_table(result: dict[str, Any]) -> str:
+    """Load to lower, without validation."""
+    rows = ["| | seconds | of them lowering | peak RSS | `model.pte` |", "|---|---|---|---|---|"]
+    for name, road in growth(result).items():
+        lower = next(stage["seconds"] for stage in road["stages"] if stage["name"] == "lower")
+        memory, size = _gib(_peak(road)), _gib(road["program_bytes"])
+        rows.append(f"| {name} | {_seconds(road):.0f} | {lower:.0f} | {memory} | {size} |")
+    return "\n".join(rows)
+
+
+def recipe_table(result: dict[str, Any]) -> str:
+    rows = ["| recipe | seconds | peak RSS | `model.pte` | of the ideal |", "|---|---|---|---|---|"]
+    rows += [
+        f"| `{name}` | {_seconds(road):.0f} | {_gib(_peak(road))} | {road['program_bytes'] / GIB:.2f} GiB | "
+        f"{road['of_ideal']:.4f} |"
+        for name, road in recipes(result).items()
+    ]
+    return "\n".join(rows)
+
+
+def speed_table(result: dict[str, Any]) -> str:
+    """One call, by tokens and positions that it sees."""
+    benches = {"int4_xnnpack": result["bench"], "int4_fast_xnnpack": result["recipes"]["int4_fast_xnnpack"]["bench"]}
+    calls = [(call["tokens"], call["kv_len"], call["rows"]) for call in result["bench"]["calls"]]
+    heads = [f"{T} of {kv_len}, {rows} rows" for T, kv_len, rows in calls]
+    rows = ["| tokens of positions, rows of logits | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for name, bench in benches.items():
+        times = [f"{1000 * call['seconds']['median']:,.0f} ms" for call in bench["calls"]]
+        rows.append(f"| `{name}` | " + " | ".join(times) + " |")
+    return "\n".join(rows)
+
+
+def recipes(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {"int4_xnnpack": _main_road(result)} | result["recipes"]
+
+
+def growth(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    grown: dict[str, dict[str, Any]] = dict(result["growth"])
+    *layers, vocabulary = grown
+    whole = f"{result['shape']['num_hidden_layers']} layers"
+    return {name: grown[name] for name in layers} | {whole: _main_road(result), vocabulary: grown[vocabulary]}
+
+
+def draw(result: dict[str, Any]) -> str:
+    """Seconds and peak memory by layers, as SVG."""
+    roads = {int(name.split()[0]): road for name, road in growth(result).items() if name.endswith("layers")}
+    curves = {
+        "seconds": {n: _seconds(road) for n, road in roads.items()},
+        "peak memory, GiB": {n: _peak(road) / GIB for n, road in roads.items()},
+    }
+    width, height = 2 * (WIDTH + LEFT) + 20, TOP + HEIGHT + 44
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
+        f'font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+    ]
+    for i, (title, curve) in enumerate(curves.items()):
+        x0, y0 = LEFT + i * (WIDTH + LEFT), TOP + HEIGHT
+        top = 1.15 * max(curve.values())
+        points = [(x0 + (WIDTH - 40) * n / max(curve), y0 - HEIGHT * value / top) for n, value in curve.items()]
+        parts.append(f'<text x="{x0}" y="20" font-weight="bold">{title}</text>')
+        parts.append(f'<path d="M{x0} {TOP} V{y0} H{x0 + WIDTH - 30}" fill="none" stroke="#888"/>')
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{COLORS[title]}" stroke-width="2"/>')
+        for (x, y), (n, value) in zip(points, curve.items(), strict=True):
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{COLORS[title]}"/>')
+            label = f"{value:.0f}" if title == "seconds" else f"{value:.2f}"
+            parts.append(f'<text x="{x:.1f}" y="{y - 9:.1f}" text-anchor="middle">{label}</text>')
+            parts.append(f'<text x="{x:.1f}" y="{y0 + 18}" text-anchor="middle">{n}</text>')
+        parts.append(f'<text x="{x0 + WIDTH / 2 - 20}" y="{y0 + 36}" text-anchor="middle" fill="#666">layers</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _main_road(result: dict[str, Any]) -> dict[str, Any]:
+    job = result["main_job"]
+    stages = [stage for stage in job["stages"] if stage["name"] in STAGES[:4]]
+    return {"stages": stages, "program_bytes": job["sizes"]["program"], "of_ideal": job["of_ideal"]}
+
+
+def _seconds(road: dict[str, Any]) -> float:
+    return sum(float(stage["seconds"]) for stage in road["stages"])
+
+
+def _peak(road: dict[str, Any]) -> int:
+    return max(int(stage["peak_rss"]) for stage in road["stages"])
+
+
+def _gib(n_bytes: float) -> str:
+    return f"{n_bytes / GIB:.2f} GiB"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("result", type=Path)
+    parser.add_argument("picture", type=Path)
+    args = parser.parse_args()
+    result = json.loads(args.result.read_text(encoding="utf-8"))
+    args.picture.write_text(draw(result), encoding="utf-8")
+    tables = (road_table, growth_table, recipe_table, speed_table)
+    sys.stdout.write("\n\n".join(table(result) for table in tables) + "\n")
+
+
+if __name__ == "__main__":
+    main()
