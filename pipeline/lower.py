@@ -29,6 +29,7 @@ def lower(exported: Exported, quantized: Quantized, pte: Path) -> Lowered:
         raise RecipeError(f"recipe {recipe.name} cannot be lowered: {_first_line(error)}") from error
     with pte.open("wb") as file:
         program.write_to_file(file)
+    quantized.weights.release()
     return Lowered(pte, exported.max_seq_len, exported.max_rows, exported.constant_methods)
 
 

@@ -84,8 +84,10 @@ class Weights:
         """Give back the memory of what `rows` has read, where it is a mapping of a file."""
         for name, parameter in self.model.named_parameters():
             if name.startswith(prefix):
-                quantized = getattr(parameter.data, "qdata", parameter.data)
-                release(self.packed.get(name, quantized))
+                quantized = parameter.data
+                inner = getattr(quantized, "tensor_data_names", None)
+                held = [getattr(quantized, part) for part in inner] if inner else [quantized]
+                release(*held, *([self.packed[name]] if name in self.packed else []))
 
 
 def in_memory(model: DreamEdge, backend: Backend) -> Weights:
@@ -137,50 +139,57 @@ def is_whole(file: Path) -> bool:
         return False
 
 
-def open_stored(folder: Path, shape: DreamEdge, recipe: Recipe) -> Weights:
-    """shape: the model that was stored, of which only sizes and names are read. Raises `OSError`, `SafetensorError`."""
+def open_stored(folder: Path, like: DreamEdge, recipe: Recipe) -> Weights:
+    """like: the model that was stored, of which only sizes and names are read. Raises `OSError`, `SafetensorError`."""
     with torch.device("meta"):
-        model = DreamEdge(shape.config)
+        model = DreamEdge(like.config)
     untie(model, recipe)
     weights = Weights(model.eval(), {})
-    zeros = torch.zeros(0, dtype=torch.int8)  # the zero points of all weights
+    files = {name: folder / f"{name}.safetensors" for name in parts(model)}
+    found = {name: _regions(file) for name, file in files.items()}
+    most = max(
+        (r.n_bytes for regions in found.values() for name, r in regions.items() if name.endswith(".scale")), default=0
+    )
+    zero_points = torch.zeros(most, dtype=torch.int8)  # of all weights
     for name, part in parts(model).items():
-        file = folder / f"{name}.safetensors"
-        found = _regions(file)
-        with safe_open(file, framework="pt") as opened:
+        # Never filled in, so they take no memory: whoever asks for these integers is given their region. One piece for
+        # a part: small ones would be made of what the allocator has left over, and that is memory.
+        unfilled = torch.empty(2 * sum(region.n_bytes for region in found[name].values()), dtype=torch.int8)
+        with safe_open(files[name], framework="pt") as opened:
             weights.digests.update(json.loads(opened.metadata()["noted"])["digests"])
-            for path, module in part.named_modules(prefix=name):
-                for leaf in list(module._parameters):
-                    if module._parameters[leaf] is None:
-                        continue
-                    full = f"{path}.{leaf}"
-                    tensor = opened.get_tensor(full)
-                    if f"{full}.scale" in found:
-                        if tensor.dtype == torch.uint8:
-                            weights.packed[full] = tensor
-                        scale = opened.get_tensor(f"{full}.scale")
-                        zeros = zeros if len(zeros) >= scale.numel() else torch.zeros(scale.numel(), dtype=torch.int8)
-                        tensor = _quantized(tensor, scale, zeros[: scale.numel()].view(scale.shape), module, recipe)
-                    if isinstance(module, nn.Linear) and leaf == "weight":
-                        weights.regions.update({key: found[key] for key in (full, f"{full}.scale") if key in found})
-                    setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+            for full, module, leaf in _parameters(name, part):
+                tensor = opened.get_tensor(full)
+                if isinstance(module, nn.Linear) and leaf == "weight":
+                    weights.regions.update(
+                        {key: found[name][key] for key in (full, f"{full}.scale") if key in found[name]}
+                    )
+                if f"{full}.scale" in found[name]:
+                    if tensor.dtype == torch.uint8:
+                        weights.packed[full] = tensor
+                        rows, columns = tensor.shape[0], 2 * tensor.shape[1]
+                        tensor, unfilled = unfilled[: rows * columns].view(rows, columns), unfilled[rows * columns :]
+                    tensor = _quantized(tensor, opened.get_tensor(f"{full}.scale"), zero_points, module, recipe)
+                setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
     if model.lm_head.weight.is_meta:  # tied
         model.lm_head.weight = model.embed_tokens.weight
     return weights
 
 
-def _quantized(stored: Tensor, scale: Tensor, zero_point: Tensor, module: nn.Module, recipe: Recipe) -> Tensor:
+def _parameters(name: str, part: nn.Module) -> list[tuple[str, nn.Module, str]]:
+    """(full name, module, name in the module) of each parameter."""
+    modules = part.named_modules(prefix=name)
+    return [(f"{path}.{leaf}", m, leaf) for path, m in modules for leaf, _ in m.named_parameters(recurse=False)]
+
+
+def _quantized(integers: Tensor, scale: Tensor, zero_points: Tensor, module: nn.Module, recipe: Recipe) -> Tensor:
     quant = recipe.linear if isinstance(module, nn.Linear) else recipe.embedding
     assert quant is not None
-    if stored.dtype == torch.uint8:
-        # Never filled in, so it takes no memory: whoever asks for these integers is given their region.
-        stored = torch.empty(stored.shape[0], 2 * stored.shape[1], dtype=torch.int8)
     return IntxUnpackedToInt8Tensor(
-        qdata=stored,
+        qdata=integers,
         scale=scale,
-        zero_point=zero_point,
+        zero_point=zero_points[: scale.numel()].view(scale.shape),
         target_dtype=getattr(torch, f"int{quant.weight_bits}"),
-        block_size=(1, stored.shape[1] // scale.shape[1]),
+        block_size=(1, integers.shape[1] // scale.shape[1]),
         dtype=getattr(torch, recipe.dtype.value),
         activation_quantization=INT8_ACTIVATIONS if isinstance(module, nn.Linear) else None,
     )
@@ -198,17 +207,15 @@ def _copied(part: nn.Module) -> nn.Module:
 
 def _save(part: nn.Module, name: str, backend: Backend, file: Path) -> None:
     tensors: dict[str, Tensor] = {}
-    for path, module in part.named_modules(prefix=name):
-        for leaf, parameter in module.named_parameters(recurse=False):
-            full = f"{path}.{leaf}"
-            if isinstance(parameter.data, IntxUnpackedToInt8Tensor):
-                quantized = parameter.data
-                assert not quantized.zero_point.any(), "symmetric quantization has no zero points"
-                is_int4_linear = isinstance(module, nn.Linear) and str(quantized.target_dtype) == "torch.int4"
-                tensors[full] = pack_int4(quantized.qdata) if is_int4_linear else quantized.qdata
-                tensors[f"{full}.scale"] = quantized.scale
-            else:
-                tensors[full] = parameter.data.contiguous()
+    for full, module, leaf in _parameters(name, part):
+        data = module.get_parameter(leaf).data
+        if isinstance(data, IntxUnpackedToInt8Tensor):
+            assert not data.zero_point.any(), "symmetric quantization has no zero points"
+            is_int4_linear = isinstance(module, nn.Linear) and str(data.target_dtype) == "torch.int4"
+            tensors[full] = pack_int4(data.qdata) if is_int4_linear else data.qdata
+            tensors[f"{full}.scale"] = data.scale
+        else:
+            tensors[full] = data.contiguous()
     sha256 = {full: hashlib.sha256(_bytes(tensor)).hexdigest() for full, tensor in tensors.items()}
     digests = {f"{name}.{rest}": found for rest, found in packed_digests(part, backend).items()}
     noted = {"sha256": sha256, "digests": digests}  # in one entry: safetensors writes several in any order

@@ -104,6 +104,7 @@ class Program:
 
     def start(self) -> Callable[..., Tensor]:
         """`forward`: there is one cache, which a new sequence takes over."""
+        unpin(self.path)  # the rows of the embedding that the last one read
         return self.forward
 
     def forward(

@@ -85,8 +85,9 @@ def _run(program: Program, reference: Reference, task: Task | None) -> tuple[dic
     outputs: dict[str, Tensor] = {}
     digests: dict[str, list[str]] = {}
     for sequence, expected in zip(reference.sequences, reference.expected, strict=True):
+        forward = program.start()
         for i, (call, asked) in enumerate(zip(sequence.calls, expected, strict=True)):
-            logits_KV = program.forward(call.tokens, call.start_pos, call.kv_len, call.rows)[0]
+            logits_KV = forward(call.tokens, call.start_pos, call.kv_len, call.rows)[0]
             digests.setdefault(sequence.name, []).append(digest(logits_KV))
             for field, tensor in vars(summarize(logits_KV, asked.columns)).items():
                 outputs[f"{sequence.name}/{i}/{field}"] = tensor.contiguous().clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -98,6 +99,26 @@ def test_the_caches_are_drawn_from_real_calls() -> None:
 
     model, _, _ = load_hf_model(CHECKPOINT, dtype=torch.float32)
     assert draw(model) == (ROOT / "docs" / "caches.svg").read_text()
+
+
+def test_full_size_is_what_was_measured() -> None:
+    """The page shows what its JSON holds, and its claims are those of the JSON."""
+    from scripts import show_fullsize as show
+
+    result = json.loads((ROOT / "docs" / "fullsize.json").read_text())
+    page = (ROOT / "docs" / "memory.md").read_text()
+    for table in (show.road_table, show.growth_table, show.recipe_table, show.speed_table):
+        assert table(result) in page, table.__name__
+    assert show.draw(result) == (ROOT / "docs" / "fullsize.svg").read_text()
+    job = result["main_job"]
+    assert job["hard_limit"] == 12 * 2**30
+    assert max(stage["peak_rss"] for stage in job["stages"]) < 4 * 2**30
+    assert all(figure["ok"] for figure in job["figures"])
+    assert job["of_ideal"] < 1.01
+    assert result["seconds"] < 3600
+    for stage in job["stages"][:5]:
+        assert job["estimate"]["memory"][stage["name"]] == pytest.approx(stage["peak_rss"], rel=0.2), stage["name"]
+    assert job["estimate"]["memory"]["program"] == pytest.approx(job["program"]["peak_rss"], rel=0.2)
 
 
 def test_every_option_of_generation_is_explained() -> None:
