@@ -7,7 +7,7 @@ Constants are what was measured on Linux with the pinned versions (docs/memory.m
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -59,9 +59,10 @@ def of_sizes(
     config: DreamEdgeConfig, checkpoint_bytes: int, recipe: Recipe, max_seq_len: int, max_rows: int, solves: bool
 ) -> Estimate:
     with torch.device("meta"):
-        model = DreamEdge(config)
+        model = DreamEdge(replace(config, num_hidden_layers=1))  # the others are alike
     itemsize = getattr(torch, recipe.dtype.value).itemsize
-    numbers = sum(p.numel() for p in model.parameters())
+    in_layer = sum(p.numel() for p in model.layers.parameters())
+    numbers = sum(p.numel() for p in model.parameters()) + (config.num_hidden_layers - 1) * in_layer
     in_file = checkpoint_bytes / numbers  # bytes of a number
     V, D, L, S = config.vocab_size, config.hidden_size, config.num_hidden_layers, max_seq_len
 
@@ -104,8 +105,7 @@ def of_sizes(
     program = CHILD + packed + max(loading, calling)
     # One layer in float32 and what it is made of, its activations, or logits and a slice of the output layer.
     activations = 4 * TOKENS * config.intermediate_size * 8 + 4 * S * D * 8
-    numel = sum(p.numel() for p in layer.parameters())
-    eager = graph + max(numel * (4 + in_file) + activations, 4 * V * ROWS * 3 + 8 * VOCAB * D + V * D * in_file)
+    eager = graph + max(in_layer * (4 + in_file) + activations, 4 * V * ROWS * 3 + 8 * VOCAB * D + V * D * in_file)
     if solves:
         eager = max(eager, graph + 4 * numbers)
     memory = {
@@ -157,13 +157,17 @@ def check_resources(config: RunConfig, console: Console) -> Estimate:
 def available_memory() -> int:
     """Bytes: of the machine, or what a control group leaves of it."""
     free = psutil.virtual_memory().available
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for root, limit, used, prefix in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", ""),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     ):
         try:
-            free = min(free, max(0, int(Path(limit).read_text()) - int(Path(used).read_text())))
-        except (OSError, ValueError):
+            most, taken = (int(Path(root, name).read_text()) for name in (limit, used))
+            stat = dict(line.split() for line in Path(root, "memory.stat").read_text().splitlines())
+            # Pages of files are counted as used, and dropped when others are wanted.
+            droppable = sum(int(stat[f"{prefix}{kind}_file"]) for kind in ("active", "inactive"))
+            free = min(free, max(0, most - taken + droppable))
+        except (OSError, ValueError, KeyError):
             continue  # no such group, or no limit ("max")
     return int(free)
 

@@ -48,6 +48,9 @@ def load(folder: Path) -> Loaded:
     except (CheckpointError, ConfigError, OSError) as error:
         raise InputError(str(error)) from error
     tokenizer = load_tokenizer(folder)
+    largest = max(tokenizer.get_vocab().values(), default=0) if tokenizer is not None else 0
+    if largest >= config.vocab_size:
+        raise InputError(f"{folder}: its tokenizer has id {largest}, its network knows 0..{config.vocab_size - 1}")
     chat_template(folder)
     hashed = [folder / "config.json", *files, *([folder / INDEX] if (folder / INDEX).is_file() else [])]
     return Loaded(

@@ -15,12 +15,14 @@ from safetensors import SafetensorError
 
 from pipeline.errors import OutputError, RecipeError
 from pipeline.load import Loaded
+from recipes import packing, quantization, stored
 from recipes.blocks import Recipe
 from recipes.quantization import QuantizationError
 from recipes.stored import Weights, open_stored, store
+from runtime.artifact import sha256
 
 KEY_FILE = "made_of.json"
-FORMAT_VERSION = 1  # of the files; another one makes another key
+MAKERS = (packing, quantization, stored)  # the code that decides the bytes
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def quantize(loaded: Loaded, recipe: Recipe, cache: Path, report: Callable[[str]
 def _made_of(loaded: Loaded, recipe: Recipe) -> str:
     """Whatever decides the bytes of quantized weights."""
     content: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
+        "code": {module.__name__: sha256(Path(str(module.__file__))) for module in MAKERS},
         "checkpoint": loaded.digests,
         "backend": recipe.backend.value,
         "dtype": recipe.dtype.value,
@@ -72,7 +74,7 @@ def _made_of(loaded: Loaded, recipe: Recipe) -> str:
 def _remove_left_behind(folder: Path) -> None:
     """Files that a killed process was writing. Their names hold its number."""
     for file in folder.glob("*.partial"):
-        process = file.suffixes[-2].removeprefix(".")
+        process = file.stem.rpartition(".")[2]
         if not (process.isdecimal() and psutil.pid_exists(int(process))):
             file.unlink(missing_ok=True)
 

@@ -55,7 +55,10 @@ def prompts_of(loaded: Loaded, task: TaskConfig, validation: ValidationConfig, m
     room = max(1, max_seq_len // 2)
     if task.prompts is not None and loaded.tokenizer is not None:
         encoded = [encode(loaded.tokenizer, text)[:room] for text in read_prompts(Path(task.prompts))[:n]]
-        return [torch.tensor(ids) for ids in encoded if ids]
+        usable = [torch.tensor(ids) for ids in encoded if ids]
+        if len(usable) < MIN_PROMPTS:
+            raise UsageError(f"{task.prompts}: {len(usable)} prompts that hold text, at least {MIN_PROMPTS} are needed")
+        return usable
     generator = torch.Generator().manual_seed(validation.seed)
     vocab = torch.arange(loaded.config.vocab_size)
     vocab = vocab[vocab != loaded.config.mask_token_id]

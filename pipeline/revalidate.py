@@ -19,7 +19,7 @@ from pipeline.config import (
     names_of,
 )
 from pipeline.display import Display
-from pipeline.errors import BadArtifactError, InputError, UsageError
+from pipeline.errors import BadArtifactError, InputError, OutputError, UsageError
 from pipeline.export import export
 from pipeline.load import load
 from pipeline.lower import lower
@@ -66,6 +66,8 @@ def revalidate(config: ValidateConfig, display: Display) -> list[Figure]:
         share = share_solved(tokenizer, Path(task.checker), measured.reference.task, measured.replay.answers)
         solved = Solved(recorded["task"], recorded["n"], recorded["float32"], share)
         return [*measured.figures, solved_figure(solved, manifest["recipe"]["bounds"]["solved_drop"])]
+    except OSError as error:
+        raise OutputError(f"{artifact} cannot be validated: {error.strerror or error}") from error
     except (ArtifactError, ProgramError, ReferenceError) as error:
         raise BadArtifactError(str(error)) from error
     except (KeyError, TypeError, ValueError) as error:

@@ -14,7 +14,7 @@ from pipeline.load import load
 from pipeline.lower import lower
 from pipeline.package import Packaged, package, place, place_failed, staging
 from pipeline.quantize import quantize
-from pipeline.record import check_settings
+from pipeline.record import check_settings, prompts_of
 from pipeline.validate import Validated, validate
 from runtime.artifact import REFERENCE_FILE
 from runtime.program import MODEL_FILE
@@ -28,7 +28,8 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
     with staging(output, config.overwrite) as folder:
         with display.stage("load"):
             loaded = load(Path(config.checkpoint))
-            lengths(loaded.config, config.export)  # before the long work
+            max_seq_len, _ = lengths(loaded.config, config.export)  # before the long work
+            prompts_of(loaded, config.task, config.validation, max_seq_len)
         with display.stage("quantize") as report:
             quantized = quantize(loaded, config.recipe, Path(config.cache), report)
         with display.stage("export"):

@@ -28,7 +28,7 @@ from model import DreamEdge
 from model.pages import release
 from recipes.blocks import Backend, Recipe
 from recipes.packing import pack_int4, packed_digests, unpack_int4
-from recipes.quantization import check_sizes, quantize_module
+from recipes.quantization import QuantizationError, check_sizes, quantize_module
 
 CHUNK = 2**23
 INT8_ACTIVATIONS = IntxUnpackedToInt8TensorActivationQuantization.INT8_ASYM_PER_TOKEN
@@ -111,6 +111,8 @@ def store(model: DreamEdge, recipe: Recipe, folder: Path) -> Iterator[tuple[str,
     anything is written.
     """
     check_sizes(model, recipe.linear, recipe.embedding)
+    if recipe.linear is not None and recipe.backend is not Backend.xnnpack:
+        raise QuantizationError(f"linear: only XNNPACK computes quantized weights, not backend {recipe.backend.value}")
     folder.mkdir(parents=True, exist_ok=True)
     untie(model, recipe)
     for name, part in parts(model).items():
@@ -135,7 +137,7 @@ def is_whole(file: Path) -> bool:
     """Every tensor of it has the sha256 that was noted when it was written."""
     try:
         return all(_sha256(region) == region.sha256 for region in _regions(file).values())
-    except (OSError, ValueError, KeyError, SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         return False
 
 

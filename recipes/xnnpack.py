@@ -71,6 +71,8 @@ def left_on_disk(weights: Weights) -> Iterator[None]:
     kept = set().union(*(_addresses(parameter.data) for parameter in weights.model.parameters()))
     serialize, add_named_data = NodeVisitor.get_serialized_buffer_index, NamedDataStore.add_named_data
 
+    asked: set[str] = set()
+
     def kept_or(copy_tensor: Callable[[Tensor, Any], Any]) -> Callable[[Tensor, Any], Any]:
         return lambda tensor, memo: tensor if _addresses(tensor) & kept else copy_tensor(tensor, memo)
 
@@ -94,6 +96,7 @@ def left_on_disk(weights: Weights) -> Iterator[None]:
             index: int = serialize(visitor, *arguments, *rest, **options)
             return index
         # What is on disk is a matrix [out, in] as XNNPACK's fully connected operator takes it.
+        asked.add(region.sha256)
         if convert_to_nhwc or swap_in_out_for_weights:
             raise RuntimeError(f"{region.file}: the delegate wants {tensor} in another order than it was stored")
         xnn_graph.constant_data.append(
@@ -114,6 +117,9 @@ def left_on_disk(weights: Weights) -> Iterator[None]:
         patch.object(NodeVisitor, "get_serialized_buffer_index", serialize_region),
     ):
         yield
+    # Integers that were never filled in must not have gone anywhere else.
+    if missed := [name for name in weights.packed if weights.regions[name].sha256 not in asked]:
+        raise RuntimeError(f"the delegate did not take {', '.join(missed[:4])}")
 
 
 class RegionData(FileBackedData):  # type: ignore[misc]

@@ -12,6 +12,8 @@ from typing import Any
 
 from runtime.program import ProgramError
 
+PADDING = 15  # most zeros between two constants of a program: it aligns them to 16 bytes
+
 
 @dataclass(frozen=True)
 class LinearWeight:
@@ -70,9 +72,10 @@ def read_format(pte: Path) -> ProgramFormat:
         if program.constant_segment and program.constant_segment.offsets:
             start, length = segments[program.constant_segment.segment_index]
             ends = [*program.constant_segment.offsets[1:], length]
-            spans = zip(program.constant_segment.offsets, ends, strict=True)
-            constants |= {_sha256(pte, start + begin, end - begin) for begin, end in spans}
-        constants |= {_sha256(pte, *segments[data.segment_index]) for data in program.named_data or []}
+            for begin, end in zip(program.constant_segment.offsets, ends, strict=True):
+                constants |= _sha256(pte, start + begin, end - begin, PADDING)
+        for data in program.named_data or []:
+            constants |= _sha256(pte, *segments[data.segment_index])
     except ProgramError:
         raise
     except Exception as error:
@@ -95,18 +98,28 @@ def _read(file: Path, offset: int, n_bytes: int) -> bytes:
         return opened.read(n_bytes)
 
 
-def _sha256(file: Path, offset: int, n_bytes: int) -> str:
-    """In chunks: the weights of a large program do not fit the memory twice."""
+def _sha256(file: Path, offset: int, n_bytes: int, padding: int = 0) -> set[str]:
+    """In chunks: the weights of a large program do not fit the memory twice.
+
+    padding: up to so many zeros at the end may not belong to it. The sha256 without each number of them is given too.
+    """
     digest = hashlib.sha256()
     with file.open("rb") as opened:
         opened.seek(offset)
-        while n_bytes > 0:
-            chunk = opened.read(min(n_bytes, 2**22))
+        left = n_bytes - min(padding, n_bytes)
+        while left > 0:
+            chunk = opened.read(min(left, 2**22))
             if not chunk:
                 raise ProgramError(f"{file}: ends early")
             digest.update(chunk)
-            n_bytes -= len(chunk)
-    return digest.hexdigest()
+            left -= len(chunk)
+        end = opened.read(min(padding, n_bytes))
+    found = set()
+    for n in range(len(end.rstrip(b"\0")), len(end) + 1):
+        ended = digest.copy()
+        ended.update(end[:n])
+        found.add(ended.hexdigest())
+    return found
 
 
 def _xnnpack_graph(payload: bytes) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
 from pathlib import Path
@@ -23,7 +24,7 @@ def peak_rss() -> int:
 
 
 def reset_peak_rss() -> None:
-    if _CLEAR_REFS.exists():
+    with contextlib.suppress(OSError):  # not Linux, or a container that does not let us
         _CLEAR_REFS.write_text("5")  # see proc(5): resets VmHWM
 
 
@@ -70,7 +71,8 @@ class PeakAnonymous:
 
 
 def _status(name: str) -> int:
-    if not _STATUS.exists():  # not Linux
-        return psutil.Process().memory_info().rss
-    lines = _STATUS.read_text(encoding="utf-8").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
+    lines = _STATUS.read_text(encoding="utf-8").splitlines() if _STATUS.exists() else []
+    for line in lines:
+        if line.startswith(f"{name}:"):
+            return 1024 * int(line.split()[1])
+    return psutil.Process().memory_info().rss  # not Linux, or a kernel that does not say

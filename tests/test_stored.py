@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import torch
 from executorch.backends.xnnpack.operators.node_visitor import NodeVisitor
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torchao.quantization import quantize_
 
-from model import DreamEdge, load_hf_model
+from model import DreamEdge, DreamEdgeConfig, load_hf_model
 from model.pages import release
 from pipeline.config import ExportConfig, load_recipe
 from pipeline.errors import OutputError
@@ -19,9 +21,11 @@ from pipeline.export import export
 from pipeline.load import load
 from pipeline.lower import lower
 from pipeline.quantize import Quantized, cache_folder, quantize
+from recipes import quantization
 from recipes.packing import pack_int4, unpack_int4
 from recipes.quantization import quantize_model
 from recipes.stored import Weights, in_memory, open_stored, store
+from runtime.format import read_format
 from runtime.memory import memory
 from tests.checkpoints import GOLDEN, GOLDEN_NAMES, RECIPES
 
@@ -55,6 +59,20 @@ def test_the_same_weights_as_in_memory(checkpoint: str, recipe: str, tmp_path: P
     if held.model.lm_head.weight is held.model.embed_tokens.weight:
         del held.digests["lm_head.weight"]  # stored once
     assert stored.digests == held.digests
+
+
+@pytest.mark.parametrize("name", ["int4_xnnpack", "int4_fast_xnnpack", "int8_xnnpack"])
+def test_slices_are_what_torchao_makes_of_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "SLICE", 1000)  # 15 rows, and a shorter slice at the end
+    linear = torch.nn.Linear(64, 100, bias=False)
+    whole = copy.deepcopy(linear)
+    recipe = load_recipe(name)
+    assert recipe.linear is not None
+    quantization.quantize_module(linear, recipe.dtype, recipe.linear, None)
+    quantize_(whole, quantization.linear_config(recipe.linear))
+    for part in ("qdata", "scale", "zero_point"):
+        assert torch.equal(getattr(linear.weight, part), getattr(whole.weight, part)), part
+    assert torch.equal(linear.weight.dequantize(), whole.weight.dequantize())
 
 
 @pytest.mark.parametrize("recipe", ["int8_xnnpack", "fp16_xnnpack", "fp32_xnnpack"])
@@ -105,7 +123,7 @@ def test_parts_that_are_there_are_taken_as_they_are_and_damaged_ones_are_made_ag
     assert all(was_there for _, was_there in store(model, recipe, tmp_path))
     flipped = bytearray(made[PART])
     flipped[-1] ^= 1
-    for damaged in (bytes(flipped), made[PART][:-1], made[PART][:20], b"", b"\xff" * 64):
+    for damaged in (bytes(flipped), made[PART][:-1], made[PART][:20], b"", b"\xff" * 64, b"\2" + bytes(7) + b"[]"):
         (tmp_path / PART).write_bytes(damaged)
         again = {name for name, was_there in store(model, recipe, tmp_path) if not was_there}
         assert again == {"layers.1"}
@@ -159,3 +177,18 @@ def test_release_drops_mapped_pages_and_nothing_else(tmp_path: Path) -> None:
     assert memory()["file"] - before < 8 * 2**20
     assert torch.equal(held, torch.arange(2**20))
     assert mapped.sum() == total
+
+
+def test_constants_of_any_length_are_found(tmp_path: Path) -> None:
+    """Constants are padded to 16 bytes in the program: a vocabulary of 103 has 412 bytes of scales."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 103, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 16}
+    ids = {"mask_token_id": 31, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+    model = DreamEdge(DreamEdgeConfig(**sizes, **heads, **ids)).requires_grad_(False)  # type: ignore[arg-type]
+    recipe = load_recipe("int4_xnnpack")
+    list(store(model, recipe, tmp_path))
+    quantized = Quantized(open_stored(tmp_path, model, recipe), recipe)
+    lowered = lower(export(quantized, ExportConfig()), quantized, tmp_path / "model.pte")
+    found = read_format(lowered.pte).constants
+    assert [name for name, digests in quantized.weights.digests.items() if found.isdisjoint(digests)] == []
