@@ -20,7 +20,7 @@ from model.checkpoint import read_config, weight_files
 from pipeline.config import RunConfig
 from pipeline.display import mib, table
 from pipeline.eager import ROWS, TOKENS, VOCAB
-from pipeline.errors import InputError, ResourceError
+from pipeline.errors import InputError, OutputError, ResourceError
 from pipeline.export import lengths
 from recipes.blocks import Attention, EmbeddingQuant, LinearQuant, Recipe
 
@@ -127,9 +127,12 @@ def _bytes(weight: torch.Tensor, quant: LinearQuant | EmbeddingQuant, weight_bit
 
 
 def check_resources(config: RunConfig, console: Console) -> Estimate:
-    """Shows the estimate. Raises `ResourceError` if there is less free, unless `force` is given."""
+    """Shows the estimate. Raises `ResourceError` if less is free, unless `force` is given, and `OutputError`."""
     needs = estimate(config)
-    cache, output = _existing(Path(config.cache)), _existing(Path(config.output))
+    try:
+        cache, output = _existing(Path(config.cache)), _existing(Path(config.output))
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise OutputError(f"output {config.output} cannot be written: {error.strerror or error}") from error
     free_memory, disk = available_memory(), shutil.disk_usage
     peak = max(needs.memory, key=lambda stage: needs.memory[stage])
     disks = {cache: needs.cache, output: needs.output}

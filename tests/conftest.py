@@ -65,10 +65,15 @@ def artifact(build: Build, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def pipeline(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def pipeline(
+    capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[int, str, str]]:
     """Runs `python -m pipeline` in this process: (exit code, stdout, stderr)."""
+    cache = tmp_path_factory.mktemp("cache")
 
     def run(*arguments: str) -> tuple[int, str, str]:
+        if arguments[:1] == ("run",) and not any(argument.startswith("cache=") for argument in arguments):
+            arguments = (*arguments, f"cache={cache}")
         capsys.readouterr()
         exit_code = main(list(arguments))
         captured = capsys.readouterr()

@@ -128,7 +128,7 @@ def test_recipes_are_listed(pipeline: Pipeline) -> None:
     ("line", "completions"),
     [
         ("dreamedge ", {"run", "validate", "generate", "evaluate", "bench", "clean", "recipes"}),
-        ("dreamedge run recipe=int", {"recipe=int4_xnnpack", "recipe=int8_xnnpack"}),
+        ("dreamedge run recipe=int", {"recipe=int4_xnnpack", "recipe=int4_fast_xnnpack", "recipe=int8_xnnpack"}),
         ("dreamedge run export.max_", {"export.max_seq_len=", "export.max_rows="}),
         ("dreamedge validate art", {"artifact="}),
     ],
@@ -260,6 +260,7 @@ def test_a_full_disk(pipeline: Pipeline, small_disk: Path) -> None:
         "recipe=fp32_xnnpack",
         f"output={small_disk / 'artifact'}",
         "export.max_seq_len=64",
+        "force=true",  # or it is found before
     )
     assert code == 7
     assert "No space left on device" in err
