@@ -80,9 +80,10 @@ def of_sizes(
         return sum(p.numel() for p in module.parameters(recurse=False)) if is_int4 else 0
 
     def quantizing(part: nn.Module) -> float:
-        """The mapped weights, the integers of a part one to a byte, what is stored, and its copy while written."""
-        numel = sum(p.numel() for p in part.parameters())
-        return numel * in_file + sum(unpacked(m) + 2 * stored(m) for m in part.modules())
+        """The mapped weights, the integers of a part one to a byte, what is stored, and copies of it to hash."""
+        numel, integers = sum(p.numel() for p in part.parameters()), sum(unpacked(m) for m in part.modules())
+        copies = 2.0 if integers else 1.5 if recipe.linear is not None else 1.0
+        return numel * in_file + integers + copies * sum(stored(m) for m in part.modules())
 
     layer = model.layers[0]
     tied = config.tie_word_embeddings and recipe.linear is None and recipe.embedding is None

@@ -23,6 +23,7 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 from torch.nn import Parameter
 
+from model.pages import release
 from recipes.stored import Region, Weights
 
 # Rewrites of operators that Dream does not have. Each would trace every delegate anew, and change nothing.
@@ -67,6 +68,11 @@ def left_on_disk(weights: Weights) -> Iterator[None]:
     """
     matrices = {name: region for name, region in weights.regions.items() if not name.endswith(".scale")}
     regions = {_address(weights.model.get_parameter(name).data): region for name, region in matrices.items()}
+    scales = {
+        matrices[name].sha256: parameter.data.scale
+        for name, parameter in weights.model.named_parameters()
+        if name in matrices and f"{name}.scale" in weights.regions
+    }
     by_sha256 = {region.sha256: region for region in weights.regions.values()}
     kept = set().union(*(_addresses(parameter.data) for parameter in weights.model.parameters()))
     serialize, add_named_data = NodeVisitor.get_serialized_buffer_index, NamedDataStore.add_named_data
@@ -103,6 +109,8 @@ def left_on_disk(weights: Weights) -> Iterator[None]:
             ConstantDataOffset(offset=UINT64_MAX, size=region.n_bytes, named_key=region.sha256)
         )
         visitor._named_data_store.add_named_data(region.sha256, b"", alignment=CONSTANT_TENSOR_ALIGNMENT)
+        if region.sha256 in scales:
+            release(scales[region.sha256])  # executorch has read them, to name them
         return len(xnn_graph.constant_data) - 1
 
     def add_region(store: Any, key: str, data: Any, *rest: Any, **options: Any) -> None:
