@@ -69,7 +69,7 @@ def left_on_disk(weights: Weights) -> Iterator[None]:
     matrices = {name: region for name, region in weights.regions.items() if not name.endswith(".scale")}
     regions = {_address(weights.model.get_parameter(name).data): region for name, region in matrices.items()}
     scales = {
-        matrices[name].sha256: parameter.data.scale
+        matrices[name].sha256: parameter.data.scale  # type: ignore[attr-defined]
         for name, parameter in weights.model.named_parameters()
         if name in matrices and f"{name}.scale" in weights.regions
     }
