@@ -27,7 +27,8 @@ from recipes.blocks import Attention, EmbeddingQuant, LinearQuant, Recipe
 MIB = 2**20
 PROCESS = 385 * MIB  # Python, torch, torchao and executorch, imported
 GRAPH = 11 * MIB  # of a layer, exported
-DELEGATE = 9 * MIB  # of a layer, while the graphs of all delegates are there
+DELEGATE = 42 * MIB  # of a layer, while the graphs of all delegates are there
+WRITTEN = 25 * MIB  # of a layer, when its delegate is bytes
 CHILD = 240 * MIB  # the process that runs the program, without it
 
 
@@ -51,6 +52,10 @@ def estimate(config: RunConfig) -> Estimate:
         checkpoint_bytes = sum(file.stat().st_size for file in weight_files(folder))
     except (CheckpointError, ConfigError, OSError) as error:
         raise InputError(str(error)) from error
+    if shape.num_hidden_layers > max(1000, checkpoint_bytes // shape.hidden_size):
+        raise InputError(
+            f"{folder}: the config asks for {shape.num_hidden_layers} layers, the files hold {checkpoint_bytes} bytes"
+        )
     max_seq_len, max_rows = lengths(shape, config.export)
     return of_sizes(shape, checkpoint_bytes, config.recipe, max_seq_len, max_rows, config.task.n_solve > 0)
 
@@ -97,7 +102,8 @@ def of_sizes(
     caches = 2 * L * S * config.num_key_value_heads * config.head_dim * itemsize
     arena = caches + 6 * S * D * itemsize + 4 * max_rows * V
     graph = PROCESS + L * GRAPH
-    lowering = graph + L * DELEGATE + 2.2 * stored(model.embed_tokens)
+    # executorch holds the embedding, its copy, and some of a third while it lays out the program.
+    lowering = PROCESS + max(L * DELEGATE, L * WRITTEN + 2.2 * stored(model.embed_tokens))
     packed = output - stored(model.embed_tokens)
     # While it loads, or in a call of max_seq_len tokens: an MLP's activations, or a layer's scores.
     loading = arena + stored(model.embed_tokens) + max(map(stored, (*layer.modules(), model.lm_head)))

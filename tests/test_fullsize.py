@@ -53,8 +53,8 @@ def stage(road: dict[str, Any], name: str) -> dict[str, Any]:
 def test_no_stage_holds_a_float_copy_of_a_large_matrix(road: dict[str, Any]) -> None:
     """Anonymous memory above that of the process, which is what `load` takes: it only maps."""
     process = stage(road, "load")["peak_anonymous"]
-    # The integers of one matrix a byte each, what is stored of it, and its copy while it is written.
-    assert stage(road, "quantize")["peak_anonymous"] - process < 2.4 * VOCABULARY
+    # The integers of one matrix a byte each, what is stored of it, and copies of that to hash and write.
+    assert stage(road, "quantize")["peak_anonymous"] - process < 2.4 * VOCABULARY + 128 * MIB
     # Graphs, and two copies of the embedding while executorch writes it; no copy of a linear weight.
     assert stage(road, "lower")["peak_anonymous"] - stage(road, "export")["peak_anonymous"] < LOWERING
 
