@@ -28,6 +28,8 @@ TALL = DreamEdgeConfig(
     max_position_embeddings=4096,
 )
 VOCABULARY = TALL.vocab_size * TALL.hidden_size
+# What executorch's graphs of 28 layers take (measured: 968 MiB), and half of what a copy of all integers would.
+LOWERING = 1030 * MIB
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,3 @@ def test_the_shape_is_the_one_of_the_files() -> None:
         content = OmegaConf.to_container(OmegaConf.load(file))
         assert isinstance(content, dict)
         assert {str(key) for key in content} <= set(asdict(TALL))
-
-
-LOWERING = 500 * MIB
