@@ -55,7 +55,8 @@ def recipe_table(result: dict[str, Any]) -> str:
 
 def speed_table(result: dict[str, Any]) -> str:
     """One call, by tokens and positions that it sees."""
-    benches = {"int4_xnnpack": result["bench"], "int4_fast_xnnpack": result["recipes"]["int4_fast_xnnpack"]["bench"]}
+    others = {name: road["bench"] for name, road in result["recipes"].items() if "bench" in road}
+    benches = {"int4_xnnpack": result["bench"]} | others
     calls = [(call["tokens"], call["kv_len"], call["rows"]) for call in result["bench"]["calls"]]
     heads = [f"{T} of {kv_len}, {rows} rows" for T, kv_len, rows in calls]
     rows = ["| tokens of positions, rows of logits | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
