@@ -26,7 +26,7 @@ from recipes.blocks import Attention, EmbeddingQuant, LinearQuant, Recipe
 
 MIB = 2**20
 PROCESS = 385 * MIB  # Python, torch, torchao and executorch, imported
-GRAPH = 11 * MIB  # of a layer, exported
+GRAPH, GRAPH_PER_WEIGHT = 7.4 * MIB, 0.044  # of a layer, exported, and for each of its weights
 DELEGATE = 42 * MIB  # of a layer, while the graphs of all delegates are there
 WRITTEN = 25 * MIB  # of a layer, when its delegate is bytes
 CHILD = 240 * MIB  # the process that runs the program, without it
@@ -101,7 +101,7 @@ def of_sizes(
     largest = max(p.numel() for p in model.parameters()) * in_file
     caches = 2 * L * S * config.num_key_value_heads * config.head_dim * itemsize
     arena = caches + 6 * S * D * itemsize + 4 * max_rows * V
-    graph = PROCESS + L * GRAPH
+    graph = PROCESS + L * (GRAPH + GRAPH_PER_WEIGHT * in_layer)
     # executorch holds the embedding, its copy, and some of a third while it lays out the program.
     lowering = PROCESS + max(L * DELEGATE, L * WRITTEN + 2.2 * stored(model.embed_tokens))
     packed = output - stored(model.embed_tokens)

@@ -6,6 +6,7 @@ python -m runtime.replay MODEL.pte REFERENCE.safetensors OUTPUT.safetensors [--s
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -60,7 +61,11 @@ def replay(pte: Path, reference: Path, solve: bool = True) -> Replay:
         ]
         # Where this package was found, the child finds it.
         root = str(Path(__file__).resolve().parent.parent)
-        child = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=root, check=False)
+        # What holds a call's logits goes back to the system at once: the allocator would keep it beside the program.
+        env = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+        child = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", cwd=root, env=env, check=False
+        )
         if child.returncode < 0:
             name = signal.Signals(-child.returncode).name
             raise ProgramError(f"{pte}: the runtime crashed ({name}) while running it")
