@@ -192,7 +192,8 @@ def hard_limit() -> Iterator[tuple[Any, Path | None]]:
         group = Path(root) / f"dreamedge-{os.getpid()}"
         try:
             group.mkdir()
-            (group / limit).write_text(str(LIMIT))
+            with (group / limit).open("r+") as opened:  # the kernel's own file: a plain folder has none
+                opened.write(str(LIMIT))
         except OSError:
             if group.is_dir():
                 group.rmdir()

@@ -57,7 +57,8 @@ def chatty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Somebody's own task, which any answer solves that is not empty."""
     folder = tmp_path_factory.mktemp("task")
-    (folder / "words.jsonl").write_text("".join(json.dumps({"prompt": w}) + "\n" for w in ["the cat", "a hat, mat"]))
+    prompts = ["the cat", "a hat, mat"] * 4
+    (folder / "words.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     (folder / "words.py").write_text("def check(prompt, answer):\n    return len(answer) > 0 and 'cat' in prompt\n")
     return folder
 
