@@ -24,6 +24,7 @@ from torch.fx import Graph, Node
 from torch.nn import Parameter
 
 from model.pages import release
+from recipes import shapes  # noqa: F401 - its kernels make every pass faster
 from recipes.stored import Region, Weights
 
 # Rewrites of operators that Dream does not have. Each would trace every delegate anew, and change nothing.
