@@ -16,8 +16,8 @@ lint: $(READY) ## style, format and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-fullsize: $(READY) ## measure all that is claimed for Dream-7B's shape: under an hour, 60 GB of disk in FULLSIZE
-	$(VENV)/bin/python -m scripts.fullsize $(FULLSIZE) fullsize.json
+fullsize: $(READY) ## measure all that is claimed for Dream-7B's shape: 60 GB of disk in FULLSIZE
+	$(VENV)/bin/python -m scripts.fullsize $(FULLSIZE) docs/fullsize.json
 
 setup: $(READY) ## the virtual environment, from the pins
 

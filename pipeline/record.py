@@ -101,7 +101,7 @@ def whole_sequences(
     """Prompts with half-written answers, from all masks to few, as generation sees them.
 
     Rows are those that are read: the one before a mask predicts it. The answers are the model's own before it was
-    quantized, all of their tokens written at once, in bfloat16: they are inputs, and no figure depends on their bits.
+    quantized, all of their tokens written at once.
     """
     mask_id = float32.model.config.mask_token_id
     generator = torch.Generator().manual_seed(settings.seed)
@@ -116,7 +116,7 @@ def whole_sequences(
         logits_KV[:, mask_id] = -torch.inf
         asked[i].calls[0].tokens[-len(logits_KV) :] = logits_KV.argmax(-1)
 
-    run_by_layer(float32, tuple(asked), write, torch.bfloat16, lambda detail: report(f"answers, {detail}"))
+    run_by_layer(float32, tuple(asked), write, torch.float32, lambda detail: report(f"answers, {detail}"))
     sequences = []
     for i, sequence in enumerate(asked):
         tokens, n_new = sequence.calls[0].tokens, len(sequence.calls[0].rows)

@@ -2,7 +2,7 @@
 
     python -m scripts.fullsize WORKDIR OUTPUT.json [--shape conf/shape/dream_7b.yaml]
 
-It takes under an hour, and 60 GB of disk for Dream-7B's shape. Each measurement is a process of its own; each road runs
+It takes hours on a slow machine, and 60 GB of disk for Dream-7B's shape. Each measurement is a process of its own; each road runs
 under a hard limit of memory where the machine lets a control group be made. What was made is removed as it goes.
 """
 
@@ -41,7 +41,6 @@ LIMIT = 12 * 2**30
 RECIPES = ("int4_fast_xnnpack", "int8_xnnpack", "fp16_xnnpack")
 # Random weights prefer no token much: the recipes' bounds of quality are for trained checkpoints.
 RANDOM = {"top1_agreement": 0.4, "kl_divergence": 1, "sqnr_db": 10, "cosine": 0.5, "max_abs_diff": 100}
-LLAMA_CPP = 0.857  # seconds: llama.cpp, Q4_0, 32 positions with all logits of this shape, 2 threads of such a machine
 console = Console(stderr=True)
 
 
@@ -164,8 +163,6 @@ def bench(artifact: Path, workdir: Path) -> dict[str, Any]:
     options = ["lengths=[1,32,512]", "kv_len=512", "new_tokens=0", "prompt_len=1", "repeats=1", f"output={output}"]
     measured_process(["-m", "pipeline", "bench", f"artifact={artifact}", *options])
     result: dict[str, Any] = json.loads(output.read_text())
-    block = next(call for call in result["calls"] if call["tokens"] == 32)
-    result["of_llama_cpp"] = block["seconds"]["median"] / LLAMA_CPP
     return result
 
 
