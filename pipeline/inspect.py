@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.columns import Columns
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +17,8 @@ from pipeline.errors import BadArtifactError
 from pipeline.package import REPORT_FILE
 from pipeline.verify import check_signatures, check_whole, signed_by
 from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE, files_of, read_small
+
+SIDE_BY_SIDE = 116  # characters of a terminal that holds two tables beside each other
 
 
 def inspect(config: InspectConfig, console: Console) -> None:
@@ -52,8 +53,14 @@ def contents(folder: Path) -> dict[str, Any]:
 def _show(console: Console, found: dict[str, Any]) -> None:
     verdict = "[bold green]valid[/]" if found["valid"] else "[bold red]OUT OF BOUNDS[/]"
     console.print(f"{verdict}, every file as it was packaged, ", Text(found["signed"]), sep="", soft_wrap=True)
-    parts = [_facts(found["manifest"]), _figures(found["manifest"]), _files(found), _stages(found["report"])]
-    console.print(Columns(parts, padding=(0, 3)))
+    left = Group(_facts(found["manifest"]), _files(found))
+    right = Group(_figures(found["manifest"]), _stages(found["report"]))
+    if console.width < SIDE_BY_SIDE:
+        console.print(left, right)
+        return
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(left, right)
+    console.print(grid)
 
 
 def _facts(manifest: dict[str, Any]) -> Table:
@@ -102,7 +109,7 @@ def _figures(manifest: dict[str, Any]) -> Table:
 
 
 def _files(found: dict[str, Any]) -> Table:
-    return _listing("files", {name: mib(entry["bytes"]) for name, entry in sorted(found["files"].items())})
+    return _listing("files", {name: f"{entry['bytes']:,} bytes" for name, entry in sorted(found["files"].items())})
 
 
 def _stages(report: dict[str, Any]) -> Table:
