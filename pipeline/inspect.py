@@ -16,7 +16,7 @@ from pipeline.display import mib, table
 from pipeline.errors import BadArtifactError
 from pipeline.package import REPORT_FILE
 from pipeline.verify import check_signatures, check_whole, signed_by
-from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE, files_of, read_small
+from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE, ArtifactError, files_of, read_small
 
 SIDE_BY_SIDE = 116  # characters of a terminal that holds two tables beside each other
 
@@ -30,6 +30,10 @@ def inspect(config: InspectConfig, console: Console) -> None:
             sys.stdout.write(json.dumps(found, indent=2) + "\n")
         else:
             _show(console, found)
+    except OSError as error:
+        raise BadArtifactError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
+    except ArtifactError as error:
+        raise BadArtifactError(str(error)) from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BadArtifactError(f"{folder / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}") from error
 
@@ -96,11 +100,11 @@ def _figures(manifest: dict[str, Any]) -> Table:
     for figure in manifest["figures"]:
         relation, value = "≥" if figure["at_least"] else "≤", float(figure["value"])
         verdict = "[green]ok[/]" if figure["ok"] else "[bold red]FAILED[/]"
-        listing.add_row(Text(str(figure["name"])), f"{value:.5g}", f"{relation} {float(figure['bound']):.5g}", verdict)
+        listing.add_row(_text(figure["name"]), f"{value:.5g}", f"{relation} {float(figure['bound']):.5g}", verdict)
     if manifest["solved"] is not None:
         solved = manifest["solved"]
         listing.add_row(
-            Text(f"{solved['task']}, n={solved['n']}"),
+            _text(f"{solved['task']}, n={solved['n']}"),
             f"{solved['program']:.1%}",
             "float32",
             f"{solved['float32']:.1%}",
@@ -115,7 +119,7 @@ def _files(found: dict[str, Any]) -> Table:
 def _stages(report: dict[str, Any]) -> Table:
     listing = table("the run that made it", "stage", "seconds", "peak memory")
     for stage in report["stages"]:
-        listing.add_row(Text(str(stage["name"])), f"{stage['seconds']:.1f}", mib(stage["peak_rss"]))
+        listing.add_row(_text(stage["name"]), f"{stage['seconds']:.1f}", mib(stage["peak_rss"]))
     return listing
 
 
@@ -123,5 +127,10 @@ def _listing(title: str, rows: dict[str, str]) -> Table:
     listing = table(title, "", "")
     listing.show_header = False
     for name, value in rows.items():
-        listing.add_row(Text(name), Text(value))  # not markup: names of files are anybody's
+        listing.add_row(_text(name), _text(value))
     return listing
+
+
+def _text(value: object) -> Text:
+    """An artifact is anybody's: no markup of it, and nothing that a terminal obeys."""
+    return Text("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(value)))

@@ -46,6 +46,8 @@ def check_signatures(folder: Path) -> list[tuple[str, bytes]]:
         statement = read_small(folder / PROVENANCE_FILE)
     except ArtifactError as error:
         raise BadArtifactError(str(error)) from error
+    except OSError as error:
+        raise BadArtifactError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
     if payload != statement:
         raise BadArtifactError(f"{folder / PROVENANCE_FILE}: is not what {ENVELOPE_FILE} signs: the file was changed")
     return signatures
@@ -54,7 +56,9 @@ def check_signatures(folder: Path) -> list[tuple[str, bytes]]:
 def signed_by(signatures: list[tuple[str, bytes]]) -> str:
     if not signatures:
         return "not signed"
-    return f"signed with key {', '.join(name for name, _ in signatures)} (not checked: key=FILE does)"
+    # An envelope is anybody's: what it calls its key is shown where it is a key's id, or looks like one.
+    named = [name if name.isalnum() and name.isascii() else "of another kind of name" for name, _ in signatures]
+    return f"signed with key {', '.join(named)} (not checked: key=FILE does)"
 
 
 def check_whole(folder: Path) -> dict[str, Any]:

@@ -228,6 +228,10 @@ def an_edited_envelope(artifact: Path) -> None:
     (artifact / ENVELOPE_FILE).write_text(json.dumps(envelope))
 
 
+def no_provenance_left(artifact: Path) -> None:
+    (artifact / PROVENANCE_FILE).unlink()
+
+
 def no_envelope(artifact: Path) -> None:
     (artifact / ENVELOPE_FILE).unlink()
 
@@ -247,6 +251,7 @@ def a_broken_envelope(artifact: Path) -> None:
         (edited_manifest, "manifest.json: its sha256", 6),
         (another_provenance, "provenance.json: is not what provenance.dsse.json signs", 6),
         (consistent_edit, "provenance.json: is not what provenance.dsse.json signs", 6),
+        (no_provenance_left, "provenance.json: cannot be read", 6),
         (a_broken_envelope, "provenance.dsse.json: not a DSSE envelope", 6),
         (an_edited_envelope, "provenance.dsse.json: no signature of key", 0),
         (no_envelope, "not signed: there is no provenance.dsse.json", 0),
@@ -427,6 +432,32 @@ def test_inspect_for_machines(build: Build, pipeline: Pipeline) -> None:
     assert found["provenance"] == json.loads((artifact / PROVENANCE_FILE).read_text())
     assert set(found["files"]) == {file.name for file in artifact.iterdir()} - {MANIFEST_FILE, PROVENANCE_FILE}
     assert pipeline("run", "--json")[0] == 2
+
+
+def test_inspect_obeys_nothing_in_an_artifact(artifact: Path, pipeline: Pipeline) -> None:
+    """Neither markup nor what a terminal would do."""
+    manifest = json.loads((artifact / MANIFEST_FILE).read_text())
+    manifest["checkpoint"]["name"] = "[red]\x1b[2Jgqa2\nvalid"
+    (artifact / MANIFEST_FILE).write_text(json.dumps(manifest))
+    reseal(artifact)
+    (artifact / ENVELOPE_FILE).write_text(
+        json.dumps(
+            {
+                "payload": base64.b64encode((artifact / PROVENANCE_FILE).read_bytes()).decode(),
+                "payloadType": "application/vnd.in-toto+json",
+                "signatures": [{"keyid": "\x1b[2J", "sig": ""}],
+            }
+        )
+    )
+    for command in ("inspect", "verify"):
+        code, out, _ = pipeline(command, f"artifact={artifact}")
+        assert (code, "\x1b" in out) == (0, False)
+    manifest["sizes"] = None
+    (artifact / MANIFEST_FILE).write_text(json.dumps(manifest))
+    reseal(artifact)
+    (artifact / ENVELOPE_FILE).unlink()
+    code, _, err = pipeline("inspect", f"artifact={artifact}")
+    assert (code, "not a manifest" in err) == (6, True)
 
 
 def test_an_unreadable_folder_is_one_line(pipeline: Pipeline, keys: tuple[Path, Path], tmp_path: Path) -> None:
