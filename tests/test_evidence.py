@@ -320,8 +320,8 @@ def test_keys_that_are_none(artifact: Path, pipeline: Pipeline, keys: tuple[Path
     private, public = keys
     rsa_private, rsa_public = write_keys(tmp_path, "rsa", rsa.generate_private_key(65537, 2048))
     locked = BestAvailableEncryption(b"secret")
-    key = ed25519.Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, locked)
-    (tmp_path / "locked").write_bytes(key)
+    made = ed25519.Ed25519PrivateKey.generate()
+    (tmp_path / "locked").write_bytes(made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, locked))
     (tmp_path / "text").write_bytes(b"no key")
     for command, key, words in [
         ("sign", tmp_path / "nowhere", "cannot be read: No such file"),
