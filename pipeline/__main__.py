@@ -13,6 +13,9 @@ usage: python -m pipeline COMMAND [key=value ...]
 commands:
   run       build an artifact        [checkpoint=DIR] [recipe=NAME] [output=DIR] [overwrite=true]
   validate  check an artifact again  artifact=DIR [checkpoint=DIR]
+  inspect   show what is in it       artifact=DIR [--json]
+  sign      sign it                  artifact=DIR key=FILE
+  verify    whether it was changed   artifact=DIR [key=FILE]
   generate  write text               artifact=DIR [prompt=TEXT | prompts=FILE] [cache=dual] [threshold=0.9]
   evaluate  let it solve a task      artifact=DIR [task=NAME] [n=N] [caches=[none,prefix,dual]]
   bench     measure its speed        artifact=DIR [output=FILE]

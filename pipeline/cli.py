@@ -28,6 +28,8 @@ FLAGS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--package", "-p", "--re
 # Keys whose value is taken as it stands.
 TEXT_KEYS = {"prompt"}
 FLAGS |= {"--shell-completion", "-sc"}
+# Flags of ours, and the key that each sets.
+OUR_FLAGS = {"inspect": {"--json": "json=true"}}
 
 
 def dispatch(command: str, arguments: list[str]) -> int:
@@ -54,6 +56,7 @@ def dispatch(command: str, arguments: list[str]) -> int:
 def _under_hydra(
     command: str, arguments: list[str], task: Callable[[Any], None], program: str = "python -m pipeline"
 ) -> int:
+    arguments = [OUR_FLAGS.get(command, {}).get(argument, argument) for argument in arguments]
     for argument in arguments:
         if argument.startswith("-") and argument.partition("=")[0] not in FLAGS:
             raise UsageError(f"no flag {argument!r}; there are {', '.join(sorted(FLAGS))}")
@@ -125,6 +128,24 @@ def _validate(config: Any) -> None:
     show_figures(console, figures)
 
 
+def _inspect(config: Any) -> None:
+    from pipeline.inspect import inspect
+
+    inspect(config, _console())
+
+
+def _sign(config: Any) -> None:
+    from pipeline.sign import sign
+
+    sign(config, _console())
+
+
+def _verify(config: Any) -> None:
+    from pipeline.verify import verify
+
+    verify(config, _console())
+
+
 def _generate(config: Any) -> None:
     from pipeline.generate import answer_lines, answer_prompt
 
@@ -182,6 +203,9 @@ def _console() -> Console:
 COMMANDS: dict[str, Callable[[Any], None]] = {
     "run": _run,
     "validate": _validate,
+    "inspect": _inspect,
+    "sign": _sign,
+    "verify": _verify,
     "generate": _generate,
     "evaluate": _evaluate,
     "bench": _bench,

@@ -66,6 +66,24 @@ class ValidateConfig:
     checker: str | None = None
 
 
+@dataclass
+class InspectConfig:
+    artifact: str = MISSING
+    json: bool = False
+
+
+@dataclass
+class SignConfig:
+    artifact: str = MISSING
+    key: str = MISSING
+
+
+@dataclass
+class VerifyConfig:
+    artifact: str = MISSING
+    key: str | None = None
+
+
 class Algorithm(Enum):
     origin = "origin"
     maskgit_plus = "maskgit_plus"
@@ -138,6 +156,9 @@ class CleanConfig:
 SCHEMAS = {
     "run": RunConfig,
     "validate": ValidateConfig,
+    "inspect": InspectConfig,
+    "sign": SignConfig,
+    "verify": VerifyConfig,
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
     "bench": BenchConfig,

@@ -1,4 +1,7 @@
-"""Stage 6: the artifact folder, written aside and renamed into place when it is whole and valid."""
+"""Stage 6: the artifact folder, written aside and renamed into place when it is whole and valid.
+
+What differs between two builds of the same is in `report.json`, `provenance.json`, and under `run` in the manifest.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pipeline.bundle import write_bundle
 from pipeline.config import RunConfig
 from pipeline.display import StageStats
 from pipeline.errors import OutputError
@@ -21,12 +25,14 @@ from pipeline.estimate import Estimate
 from pipeline.load import Loaded
 from pipeline.lower import Lowered
 from pipeline.output import machine
+from pipeline.provenance import statement
 from pipeline.tokenizer import TOKENIZER_FILE
 from pipeline.validate import Validated
 from recipes.static_program import CONTRACT_VERSION
-from runtime.artifact import MANIFEST_FILE, SCHEMA_VERSION, figure_dict, sha256
+from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE, SCHEMA_VERSION, figure_dict, sha256
 
 REPORT_FILE = "report.json"
+RUN_FILES = (REPORT_FILE,)  # that hold times and memory, and so differ from run to run
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ def package(
     stages: list[StageStats],
     needs: Estimate,
 ) -> dict[str, Any]:
-    """Complete the staging folder: tokenizer files, `report.json`, and the manifest over all of it.
+    """Complete the staging folder: tokenizer files, `model.bpte`, `report.json`, the manifest, and what made it all.
 
     Whatever tokenizer files the checkpoint has, an artifact has a tokenizer.json.
     """
@@ -78,9 +84,14 @@ def package(
         shutil.copyfile(file, folder / file.name)
     if loaded.tokenizer is not None and not (folder / TOKENIZER_FILE).is_file():
         loaded.tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
-    (folder / REPORT_FILE).write_text(_json(_report(validated, stages, needs)), encoding="utf-8")
-    manifest = _manifest(folder, config, loaded, lowered, validated, needs)
+    write_bundle(lowered.pte, validated.measured.reference, loaded.config.vocab_size)
+    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    (folder / REPORT_FILE).write_text(_json(_report(validated, stages, needs, created)), encoding="utf-8")
+    manifest = _manifest(folder, config, loaded, lowered, validated, needs, created)
     (folder / MANIFEST_FILE).write_text(_json(manifest), encoding="utf-8")
+    inputs = {f"checkpoint/{file.name}": file for file in loaded.tokenizer_files}
+    inputs |= {f"task/{Path(file).name}": Path(file) for file in (config.task.prompts, config.task.checker) if file}
+    (folder / PROVENANCE_FILE).write_text(_json(statement(folder, manifest, inputs)), encoding="utf-8")
     return manifest
 
 
@@ -103,11 +114,11 @@ def place_failed(folder: Path, output: Path) -> Path:
     return failed
 
 
-def _report(validated: Validated, stages: list[StageStats], needs: Estimate) -> dict[str, Any]:
+def _report(validated: Validated, stages: list[StageStats], needs: Estimate, created: str) -> dict[str, Any]:
     replay = validated.measured.replay
     return {
         "valid": validated.ok,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": created,
         "machine": machine(),
         "stages": [asdict(stage) for stage in stages],
         "estimate": asdict(needs),
@@ -123,9 +134,20 @@ def _report(validated: Validated, stages: list[StageStats], needs: Estimate) -> 
 
 
 def _manifest(
-    folder: Path, config: RunConfig, loaded: Loaded, lowered: Lowered, validated: Validated, needs: Estimate
+    folder: Path,
+    config: RunConfig,
+    loaded: Loaded,
+    lowered: Lowered,
+    validated: Validated,
+    needs: Estimate,
+    created: str,
 ) -> dict[str, Any]:
     found = validated.measured.format
+    files = {
+        file.name: {"sha256": sha256(file), "bytes": file.stat().st_size}
+        for file in sorted(folder.iterdir())
+        if file.name != MANIFEST_FILE
+    }
     return {
         "schema_version": SCHEMA_VERSION,
         "contract_version": CONTRACT_VERSION,
@@ -152,10 +174,11 @@ def _manifest(
         "expected_format": asdict(validated.expected_format),
         "figures": [figure_dict(figure) for figure in validated.figures],
         "solved": asdict(validated.solved) if validated.solved else None,
-        "files": {
-            file.name: {"sha256": sha256(file), "bytes": file.stat().st_size}
-            for file in sorted(folder.iterdir())
-            if file.name != MANIFEST_FILE
+        "files": {name: entry for name, entry in files.items() if name not in RUN_FILES},
+        "run": {
+            "created": created,
+            "machine": machine(),
+            "files": {name: entry for name, entry in files.items() if name in RUN_FILES},
         },
     }
 

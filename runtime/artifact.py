@@ -16,8 +16,10 @@ from runtime.reference import Reference, load_reference
 from runtime.replay import Replay, replay
 
 MANIFEST_FILE = "manifest.json"
+PROVENANCE_FILE = "provenance.json"
 REFERENCE_FILE = "reference.safetensors"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+MAX_JSON = 2**26  # bytes of a JSON file that is read whole
 # The bounds of a recipe that decide without a task.
 BOUNDS = ("fidelity_db", "fidelity_exact_db", "top1_agreement", "kl_divergence", "sqnr_db", "cosine", "max_abs_diff")
 
@@ -58,10 +60,14 @@ def load_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, once every file that it names is as it says. Raises `ArtifactError`."""
+    """The manifest, once it and every file that it names are as `provenance.json` says. Raises `ArtifactError`."""
     manifest, file = load_manifest(folder), folder / MANIFEST_FILE
+    subjects = read_subjects(folder)
+    if sha256(file) != subjects.get(MANIFEST_FILE):
+        raise ArtifactError(f"{file}: its sha256 is not the one in {PROVENANCE_FILE}: the file was changed")
     try:
-        expected = {name: (entry["sha256"], entry["bytes"]) for name, entry in manifest["files"].items()}
+        entries = files_of(manifest)
+        expected = {name: (entry["sha256"], entry["bytes"]) for name, entry in entries.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{file}: not a manifest: {type(error).__name__}: {error}") from error
     missing = {MODEL_FILE, REFERENCE_FILE} - set(expected)
@@ -77,7 +83,35 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise ArtifactError(f"{path}: {path.stat().st_size} bytes, the manifest says {size}")
         if sha256(path) != digest:
             raise ArtifactError(f"{path}: its sha256 is not the manifest's: the file was changed")
+    if {name: digest for name, (digest, _) in expected.items()} | {MANIFEST_FILE: subjects[MANIFEST_FILE]} != subjects:
+        raise ArtifactError(f"{folder / PROVENANCE_FILE}: names other files than {MANIFEST_FILE}: the file was changed")
     return manifest
+
+
+def files_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """sha256 and bytes of each file, by name: of those that every build repeats, and of those of this one run."""
+    return {**manifest["files"], **manifest["run"]["files"]}
+
+
+def read_subjects(folder: Path) -> dict[str, str]:
+    """sha256 by name of the files that `provenance.json` speaks of, all others. Raises `ArtifactError`."""
+    file = folder / PROVENANCE_FILE
+    if not file.is_file():
+        raise ArtifactError(f"{file}: missing: nothing says what the other files are")
+    try:
+        subjects = json.loads(read_small(file))["subject"]
+        return {str(subject["name"]): str(subject["digest"]["sha256"]) for subject in subjects}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"{file}: not a provenance statement: {type(error).__name__}: {error}") from error
+
+
+def read_small(file: Path) -> bytes:
+    """Raises `ArtifactError` for a file that is larger than any of its kind."""
+    with file.open("rb") as opened:
+        content = opened.read(MAX_JSON + 1)
+    if len(content) > MAX_JSON:
+        raise ArtifactError(f"{file}: larger than {MAX_JSON} bytes")
+    return content
 
 
 def sha256(file: Path) -> str:

@@ -47,8 +47,9 @@ def sqnr_db(expected: Tensor, actual: Tensor) -> float:
     """Signal to noise: 10 log10(sum expected^2 / sum (expected - actual)^2); NaN if anything is not finite."""
     if not torch.isfinite(actual).all():
         return math.nan
-    noise = (expected.double() - actual.double()).pow(2).sum().item()
-    signal = expected.double().pow(2).sum().item()
+    # Row by row: over a whole tensor torch adds in an order that depends on how many threads there are.
+    noise = (expected.double() - actual.double()).pow(2).sum(-1).sum().item()
+    signal = expected.double().pow(2).sum(-1).sum().item()
     if noise == 0:
         return IDENTICAL_DB
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

@@ -34,6 +34,7 @@ from pipeline.load import load
 from pipeline.lower import lower
 from pipeline.output import machine, write_json
 from pipeline.quantize import quantize
+from runtime.artifact import SCHEMA_VERSION
 from scripts.make_checkpoint import read_shape, write_checkpoint
 
 MAX_SEQ_LEN = 2048
@@ -146,7 +147,7 @@ def road(checkpoint: Path, recipe_name: str, workdir: Path) -> dict[str, Any]:
     with display.stage("lower"):
         lower(exported, quantized, pte)
     (pte.parent / "manifest.json").write_text(
-        json.dumps({"schema_version": 3, "export": {"max_seq_len": MAX_SEQ_LEN}}), encoding="utf-8"
+        json.dumps({"schema_version": SCHEMA_VERSION, "export": {"max_seq_len": MAX_SEQ_LEN}}), encoding="utf-8"
     )
     return {
         "stages": [asdict(stage) for stage in display.stages],

@@ -20,7 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import errors
 from pipeline.__main__ import HELP
+from pipeline.cli import COMMANDS
 from tests.checkpoints import GOLDEN, ROOT, Build
+from tests.resealing import reseal
 
 Pipeline = Callable[..., tuple[int, str, str]]
 PYTHON = [sys.executable, "-m", "pipeline"]
@@ -127,7 +129,7 @@ def test_recipes_are_listed(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("line", "completions"),
     [
-        ("dreamedge ", {"run", "validate", "generate", "evaluate", "bench", "clean", "recipes"}),
+        ("dreamedge ", {*COMMANDS, "recipes"}),
         ("dreamedge run recipe=int", {"recipe=int4_xnnpack", "recipe=int4_fast_xnnpack", "recipe=int8_xnnpack"}),
         ("dreamedge run export.max_", {"export.max_seq_len=", "export.max_rows="}),
         ("dreamedge validate art", {"artifact="}),
@@ -292,10 +294,12 @@ def test_damaged_artifacts(refused: Callable[..., str], artifact: Path, tmp_path
     for bound in (True, "1", float("inf"), 10**400, None):
         recipe = manifest["recipe"] | {"bounds": manifest["recipe"]["bounds"] | {"cosine": bound}}
         manifest_file.write_text(json.dumps(manifest | {"recipe": recipe}))
+        reseal(artifact)
         assert "not a manifest" in validate()
     manifest_file.write_text(json.dumps(manifest | {"schema_version": 99}))
     assert "schema version 99" in validate()
     manifest_file.write_text(json.dumps(manifest | {"files": manifest["files"] | {"../x": {"sha256": "", "bytes": 0}}}))
+    reseal(artifact)
     assert "is no file of this folder" in validate()
     manifest_file.unlink()
     assert "not an artifact, or not a whole one" in validate()
@@ -303,28 +307,21 @@ def test_damaged_artifacts(refused: Callable[..., str], artifact: Path, tmp_path
 
 def test_a_cut_down_reference_does_not_pass(refused: Callable[..., str], artifact: Path) -> None:
     """Fewer recorded calls would be easier to pass."""
-    from runtime.artifact import sha256
     from runtime.reference import load_reference, save_reference
 
-    file, manifest_file = artifact / "reference.safetensors", artifact / "manifest.json"
+    file = artifact / "reference.safetensors"
     whole = load_reference(file)
     file.unlink()
     save_reference(replace(whole, sequences=whole.sequences[:1], expected=whole.expected[:1]), file)
-    manifest = json.loads(manifest_file.read_text())
-    manifest["files"][file.name] = {"sha256": sha256(file), "bytes": file.stat().st_size}
-    manifest_file.write_text(json.dumps(manifest))
+    reseal(artifact)
     assert "lacks the recorded calls max-length" in refused(6, "validate", f"artifact={artifact}")
 
 
 def test_a_damaged_program_that_matches_its_hash(refused: Callable[..., str], artifact: Path) -> None:
     """Somebody made a manifest for a broken file: the runtime's refusal is a line, not a crash."""
-    from runtime.artifact import sha256
-
-    pte, manifest_file = artifact / "model.pte", artifact / "manifest.json"
+    pte = artifact / "model.pte"
     pte.write_bytes(pte.read_bytes()[:-5000])
-    manifest = json.loads(manifest_file.read_text())
-    manifest["files"]["model.pte"] = {"sha256": sha256(pte), "bytes": pte.stat().st_size}
-    manifest_file.write_text(json.dumps(manifest))
+    reseal(artifact)
     assert "model.pte" in refused(6, "validate", f"artifact={artifact}")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import HELP
+from pipeline.cli import OUR_FLAGS
 from pipeline.config import SCHEMAS, _keys, names_of
 from runtime.artifact import read_manifest
 from tests.checkpoints import ROOT, Build
@@ -68,7 +69,8 @@ def test_commands_exist() -> None:
                 assert words[1] in targets
             if words[1:3] == ["-m", "pipeline"]:
                 keys = _keys(SCHEMAS[words[3]]) if words[3] != "recipes" else []
-                assert {word.partition("=")[0] for word in words[4:]} <= set(keys)
+                given = {word.partition("=")[0] for word in words[4:]}
+                assert given <= {*keys, *OUR_FLAGS.get(words[3], {})}
 
 
 def test_the_example_recipe_is_one() -> None:

@@ -15,7 +15,7 @@ from pipeline.config import load_recipe, names_of
 from runtime import Program
 from runtime.artifact import read_manifest
 from tests.checkpoints import RECIPES, ROOT, Build
-
+from tests.resealing import reseal
 
 # Every recipe on the trained checkpoint and on one golden one; on the others the formats that tied weights and shards meet.
 BUILT = [
@@ -122,6 +122,7 @@ def test_harness_fails_on_a_changed_artifact(artifact: Path) -> None:
     manifest = json.loads((artifact / "manifest.json").read_text())
     manifest["recipe"]["bounds"]["fidelity_db"] = 190  # more than float32 can reach
     (artifact / "manifest.json").write_text(json.dumps(manifest))
+    reseal(artifact)
     command = [
         sys.executable,
         "-m",

@@ -1,0 +1,29 @@
+"""`sign`: a signature over `provenance.json`, which names every other file of an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeline.config import SignConfig
+from pipeline.dsse import key_id, private_key, seal
+from pipeline.errors import ValidationError
+from pipeline.output import write_json
+from pipeline.verify import ENVELOPE_FILE, check_whole
+from runtime.artifact import PROVENANCE_FILE
+
+
+def sign(config: SignConfig, console: Console) -> None:
+    """A signature that is there already is replaced.
+
+    Raises `BadArtifactError` for an artifact that is not whole, `ValidationError` for one that is out of bounds,
+    `UsageError` for a key that is none, `OutputError`.
+    """
+    folder, key = Path(config.artifact), private_key(Path(config.key))
+    manifest = check_whole(folder)
+    wrong = [figure["name"] for figure in manifest["figures"] if not figure["ok"]]
+    if wrong:
+        raise ValidationError(f"{folder} is not signed: out of bounds when it was made: {', '.join(wrong)}")
+    write_json(folder / ENVELOPE_FILE, seal((folder / PROVENANCE_FILE).read_bytes(), key))
+    console.print(f"signed {folder} with key {key_id(key.public_key())}", highlight=False, soft_wrap=True)

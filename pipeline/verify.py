@@ -1,0 +1,78 @@
+"""`verify`: whether an artifact is as it was packaged, to the byte, and who says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pipeline.config import VerifyConfig
+from pipeline.dsse import is_signed, key_id, open_envelope, public_key
+from pipeline.errors import BadArtifactError
+from runtime.artifact import PROVENANCE_FILE, ArtifactError, read_manifest, read_small, read_subjects
+
+ENVELOPE_FILE = "provenance.dsse.json"
+
+
+def verify(config: VerifyConfig, console: Console) -> None:
+    """Nothing is run. Raises `BadArtifactError`; with a key also where its signature is missing or is another's."""
+    folder = Path(config.artifact)
+    key = public_key(Path(config.key)) if config.key is not None else None
+    if not folder.is_dir():
+        raise BadArtifactError(f"{folder}: no such artifact folder")
+    signatures = check_signatures(folder)
+    if key is not None:
+        if not signatures:
+            raise BadArtifactError(f"{folder}: not signed: there is no {ENVELOPE_FILE}")
+        payload = (folder / PROVENANCE_FILE).read_bytes()
+        if not any(is_signed(payload, signature, key) for _, signature in signatures):
+            raise BadArtifactError(f"{folder / ENVELOPE_FILE}: no signature of key {key_id(key)}")
+    check_whole(folder)
+    said = f"signed with key {key_id(key)}" if key is not None else signed_by(signatures)
+    console.print(f"{folder} is as it was packaged, {said}", highlight=False, soft_wrap=True)
+
+
+def check_signatures(folder: Path) -> list[tuple[str, bytes]]:
+    """The signatures, each with the key id that it names, not checked against any key; none without an envelope.
+
+    Raises `BadArtifactError` for an envelope that holds another statement than `provenance.json`.
+    """
+    file = folder / ENVELOPE_FILE
+    if not file.exists():
+        return []
+    try:
+        payload, signatures = open_envelope(file, read_small(file))
+        statement = read_small(folder / PROVENANCE_FILE)
+    except ArtifactError as error:
+        raise BadArtifactError(str(error)) from error
+    except OSError as error:
+        raise BadArtifactError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
+    if payload != statement:
+        raise BadArtifactError(f"{folder / PROVENANCE_FILE}: is not what {ENVELOPE_FILE} signs: the file was changed")
+    return signatures
+
+
+def signed_by(signatures: list[tuple[str, bytes]]) -> str:
+    if not signatures:
+        return "not signed"
+    # An envelope is anybody's: what it calls its key is shown where it is a key's id, or looks like one.
+    named = [name if name.isalnum() and name.isascii() else "of another kind of name" for name, _ in signatures]
+    return f"signed with key {', '.join(named)} (not checked: key=FILE does)"
+
+
+def check_whole(folder: Path) -> dict[str, Any]:
+    """The manifest, once every file is as `provenance.json` says and there is no other. Raises `BadArtifactError`."""
+    try:
+        manifest = read_manifest(folder)
+        known = {*read_subjects(folder), PROVENANCE_FILE, ENVELOPE_FILE}
+        for path in sorted(folder.iterdir()):
+            if path.name not in known:
+                raise BadArtifactError(f"{path}: no file of this artifact: it was added")
+            if path.is_symlink() or not path.is_file():
+                raise BadArtifactError(f"{path}: a link or a folder, not a file")
+    except ArtifactError as error:
+        raise BadArtifactError(str(error)) from error
+    except OSError as error:
+        raise BadArtifactError(f"{folder}: cannot be read: {error.strerror or error}") from error
+    return manifest

@@ -1,0 +1,23 @@
+"""What somebody does who changes an artifact, and knows which digests there are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE, files_of, sha256
+
+
+def reseal(artifact: Path) -> None:
+    """Bring the digests of the manifest, and those of `provenance.json`, in line with the files."""
+    manifest = json.loads((artifact / MANIFEST_FILE).read_text())
+    for entries in (manifest["files"], manifest["run"]["files"]):
+        for name in entries:
+            if (artifact / name).is_file():
+                entries[name] = {"sha256": sha256(artifact / name), "bytes": (artifact / name).stat().st_size}
+    (artifact / MANIFEST_FILE).write_text(json.dumps(manifest))
+    digests = {name: entry["sha256"] for name, entry in files_of(manifest).items()}
+    digests[MANIFEST_FILE] = sha256(artifact / MANIFEST_FILE)
+    statement = json.loads((artifact / PROVENANCE_FILE).read_text())
+    statement["subject"] = [{"name": name, "digest": {"sha256": digest}} for name, digest in digests.items()]
+    (artifact / PROVENANCE_FILE).write_text(json.dumps(statement))
