@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pipeline import detail
 from pipeline.config import RunConfig
 from pipeline.display import StageStats
 from pipeline.errors import OutputError
@@ -21,12 +22,14 @@ from pipeline.estimate import Estimate
 from pipeline.load import Loaded
 from pipeline.lower import Lowered
 from pipeline.output import machine
+from pipeline.report import render_report
 from pipeline.tokenizer import TOKENIZER_FILE
 from pipeline.validate import Validated
 from recipes.static_program import CONTRACT_VERSION
 from runtime.artifact import MANIFEST_FILE, SCHEMA_VERSION, figure_dict, sha256
 
 REPORT_FILE = "report.json"
+PAGE_FILE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def package(
     stages: list[StageStats],
     needs: Estimate,
 ) -> dict[str, Any]:
-    """Complete the staging folder: tokenizer files, `report.json`, and the manifest over all of it.
+    """Complete the staging folder: tokenizer files, `report.json`, its page, and the manifest over all of it.
 
     Whatever tokenizer files the checkpoint has, an artifact has a tokenizer.json.
     """
@@ -78,8 +81,12 @@ def package(
         shutil.copyfile(file, folder / file.name)
     if loaded.tokenizer is not None and not (folder / TOKENIZER_FILE).is_file():
         loaded.tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
-    (folder / REPORT_FILE).write_text(_json(_report(validated, stages, needs)), encoding="utf-8")
-    manifest = _manifest(folder, config, loaded, lowered, validated, needs)
+    report = _report(config, loaded, validated, stages, needs)
+    (folder / REPORT_FILE).write_text(_json(report), encoding="utf-8")
+    # As JSON keeps it, and as anybody reads it.
+    manifest = json.loads(_json(_manifest(folder, config, loaded, lowered, validated, needs)))
+    (folder / PAGE_FILE).write_text(render_report(manifest, report), encoding="utf-8")
+    manifest["files"][PAGE_FILE] = _entry(folder / PAGE_FILE)
     (folder / MANIFEST_FILE).write_text(_json(manifest), encoding="utf-8")
     return manifest
 
@@ -103,8 +110,15 @@ def place_failed(folder: Path, output: Path) -> Path:
     return failed
 
 
-def _report(validated: Validated, stages: list[StageStats], needs: Estimate) -> dict[str, Any]:
-    replay = validated.measured.replay
+def _report(
+    config: RunConfig, loaded: Loaded, validated: Validated, stages: list[StageStats], needs: Estimate
+) -> dict[str, Any]:
+    measured, replay = validated.measured, validated.measured.replay
+    examples = None
+    if measured.reference.task and validated.float32_answers and replay.answers and loaded.tokenizer:
+        assert config.task.checker is not None
+        answers = (validated.float32_answers, replay.answers)
+        examples = detail.examples(loaded.tokenizer, measured.reference.task, Path(config.task.checker), *answers)
     return {
         "valid": validated.ok,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -119,6 +133,10 @@ def _report(validated: Validated, stages: list[StageStats], needs: Estimate) -> 
         },
         "figures": [figure_dict(figure) for figure in validated.figures],
         "solved": asdict(validated.solved) if validated.solved else None,
+        "calls": detail.calls(measured),
+        "differences": detail.differences(measured),
+        "agreement": detail.agreement(measured),
+        "examples": examples,
     }
 
 
@@ -142,6 +160,7 @@ def _manifest(
             "program": lowered.pte.stat().st_size,
             "ideal_program": needs.output,
             "linear_weights": sum(w.n_bytes for w in found.linears),
+            "parts": _parts(validated.expected_format.weights, found.constants, lowered.pte.stat().st_size),
         },
         "memory_plan": list(found.planned_memory),
         "delegation": {
@@ -152,12 +171,28 @@ def _manifest(
         "expected_format": asdict(validated.expected_format),
         "figures": [figure_dict(figure) for figure in validated.figures],
         "solved": asdict(validated.solved) if validated.solved else None,
-        "files": {
-            file.name: {"sha256": sha256(file), "bytes": file.stat().st_size}
-            for file in sorted(folder.iterdir())
-            if file.name != MANIFEST_FILE
-        },
+        "files": {file.name: _entry(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST_FILE},
     }
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    return {"sha256": sha256(file), "bytes": file.stat().st_size}
+
+
+def _parts(weights: dict[str, list[str]], constants: dict[str, int], program: int) -> dict[str, int]:
+    """Bytes of the program by the part of the network that they belong to; what two share is the first one's."""
+    sizes = dict.fromkeys(("embedding", "attention", "mlp", "output", "norms"), 0)
+    left = dict(constants)
+    for name, digests in weights.items():
+        found = next((digest for digest in digests if digest in left), None)
+        if found is not None:
+            sizes[_part(name)] += left.pop(found)
+    return sizes | {"other": program - sum(sizes.values())}
+
+
+def _part(name: str) -> str:
+    named = {"embed_tokens": "embedding", "self_attn": "attention", "mlp": "mlp", "lm_head": "output"}
+    return next((part for word, part in named.items() if word in name.split(".")), "norms")
 
 
 def _name(file: str | None) -> str | None:
