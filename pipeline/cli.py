@@ -54,6 +54,7 @@ def dispatch(command: str, arguments: list[str]) -> int:
 def _under_hydra(
     command: str, arguments: list[str], task: Callable[[Any], None], program: str = "python -m pipeline"
 ) -> int:
+    arguments = ["json=true" if argument == "--json" else argument for argument in arguments]
     for argument in arguments:
         if argument.startswith("-") and argument.partition("=")[0] not in FLAGS:
             raise UsageError(f"no flag {argument!r}; there are {', '.join(sorted(FLAGS))}")
@@ -145,6 +146,12 @@ def _bench(config: Any) -> None:
     bench(config, _console(), err)
 
 
+def _compare(config: Any) -> None:
+    from pipeline.compare import compare
+
+    compare(config, _console())
+
+
 def _clean(config: Any) -> None:
     from pipeline.clean import clean
 
@@ -185,6 +192,7 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "generate": _generate,
     "evaluate": _evaluate,
     "bench": _bench,
+    "compare": _compare,
     "clean": _clean,
 }
 

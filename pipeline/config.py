@@ -131,6 +131,14 @@ class BenchConfig:
 
 
 @dataclass
+class CompareConfig:
+    a: str = MISSING
+    b: str = MISSING
+    json: bool = False
+    html: str | None = None
+
+
+@dataclass
 class CleanConfig:
     cache: str = MISSING
 
@@ -141,6 +149,7 @@ SCHEMAS = {
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
     "bench": BenchConfig,
+    "compare": CompareConfig,
     "clean": CleanConfig,
 }
 

@@ -22,14 +22,11 @@ from pipeline.estimate import Estimate
 from pipeline.load import Loaded
 from pipeline.lower import Lowered
 from pipeline.output import machine
-from pipeline.report import render_report
+from pipeline.report import PAGE_FILE, REPORT_FILE, render_report
 from pipeline.tokenizer import TOKENIZER_FILE
 from pipeline.validate import Validated
 from recipes.static_program import CONTRACT_VERSION
 from runtime.artifact import MANIFEST_FILE, SCHEMA_VERSION, figure_dict, sha256
-
-REPORT_FILE = "report.json"
-PAGE_FILE = "report.html"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pipeline.display import mib
 from pipeline.plot import Axis, Bar, Series, bars, chart, number
 from runtime.figures import TIE_MARGIN
 
+REPORT_FILE, PAGE_FILE = "report.json", "report.html"
 MEANINGS = {
     "fidelity_db": "logits against the same quantized model in eager, the worst call",
     "fidelity_exact_db": "the same, over the calls in which no activation sits on a rounding tie",
@@ -157,7 +158,7 @@ def speed_plot(calls: dict[str, list[dict[str, Any]]]) -> Plot:
         tips = tuple(f"{call['where']}: {1000 * call['seconds']:.2f} ms" for call in listed)
         series.append(Series(name, points, "dots", tips))
     picture = chart(title, Axis("tokens of the call", log=True), Axis("ms", log=True), series)
-    return Plot(title, picture, "Each recorded call, run once, as it comes. To measure speed there is `bench`.")
+    return Plot(title, picture, "Each recorded call, run once, as it comes. The command bench measures speed.")
 
 
 def _fidelity_plot(calls: list[dict[str, Any]], figures: dict[str, Any]) -> Plot:
@@ -254,7 +255,7 @@ def _with_unit(name: str, value: float | str) -> str:
     if name == "planned_memory":
         return size(value)
     if name.endswith("_db"):
-        return f"{value:.1f} dB"
+        return f"{value:.4g} dB"
     return f"{value:.5g}{'%' if name.endswith('_percent') else ''}"
 
 

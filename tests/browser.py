@@ -120,8 +120,9 @@ def chromium(profile: Path) -> Iterator[Browser]:
     # It reads from file 3 and writes to file 4.
     script = f'exec "$@" 3<&{its_in} 4>&{its_out}'
     command = ["bash", "-c", script, "bash", program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, pass_fds=(its_in, its_out), **quiet)
+    process = subprocess.Popen(
+        command, pass_fds=(its_in, its_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     os.close(its_in)
     os.close(its_out)
     try:
