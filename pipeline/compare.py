@@ -19,7 +19,8 @@ from pipeline.report import PARTS, REPORT_FILE, agreement_plot, difference_plot,
 from runtime.artifact import ArtifactError, read_manifest
 
 SAME = 0.01  # values nearer to each other are neither better nor worse
-SAME_TIME = 0.1  # a time was measured once
+SAME_ONCE = 0.1  # times, and the memory of processes, were measured once
+ELSEWHERE = ("recipe.description", "recipe.outside_ops")  # is said, and what comes of it is in the graph
 Side = Literal["a", "b"]
 
 
@@ -70,11 +71,16 @@ def compare(config: CompareConfig, console: Console) -> None:
         check_output(Path(config.html))
     compared = compared_artifacts(Path(config.a), Path(config.b))
     if config.html is not None:
-        write_text(Path(config.html), _html(compared))
+        write_text(Path(config.html), _page(compared))
     if config.json:
         console.print_json(json.dumps(_as_json(compared), allow_nan=False))
     else:
         _show(console, compared)
+
+
+def compare_page(a: Path, b: Path) -> str:
+    """The page of two artifacts. Raises `BadArtifactError`."""
+    return _page(compared_artifacts(a, b))
 
 
 def compared_artifacts(a: Path, b: Path) -> Comparison:
@@ -84,7 +90,9 @@ def compared_artifacts(a: Path, b: Path) -> Comparison:
         rows = [row for group in (_made_of, _sizes, _speed, _quality, _graph) for row in group((one, two))]
         return Comparison(one, two, _notes(one, two), rows)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadArtifactError(f"{a}, {b}: cannot be compared: {type(error).__name__}: {error}") from error
+        raise BadArtifactError(
+            f"{a}, {b}: cannot be compared: {type(error).__name__}: {error}; were both made by this version?"
+        ) from error
 
 
 def _open(folder: Path) -> Artifact:
@@ -93,7 +101,9 @@ def _open(folder: Path) -> Artifact:
         if REPORT_FILE not in manifest["files"]:
             raise ArtifactError(f"{folder}: its manifest names no {REPORT_FILE}")
         report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
-    except (ArtifactError, OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadArtifactError(f"{folder / REPORT_FILE}: not a report: {type(error).__name__}: {error}") from error
+    except ArtifactError as error:
         raise BadArtifactError(str(error)) from error
     return Artifact(folder.resolve().name, manifest, report)
 
@@ -118,7 +128,7 @@ def _made_of(both: Both) -> Iterator[Row]:
     keys = ("checkpoint", "recipe", "task", "validation", "export", "versions")
     a, b = (dict(_flat({key: one.manifest[key] for key in keys})) for one in both)
     for key in dict.fromkeys([*a, *b]):
-        if a.get(key) != b.get(key):
+        if a.get(key) != b.get(key) and key not in ELSEWHERE:
             yield _row("made of", key, [a.get(key), b.get(key)])
 
 
@@ -135,26 +145,26 @@ def _sizes(both: Both) -> Iterator[Row]:
     yield _row("size", "model.pte", [s["program"] for s in sizes], "bytes", at_least=False)
     for part, name in PARTS.items():
         yield _row("size", name, [s["parts"][part] for s in sizes], "bytes", at_least=False)
-    yield _row("size", "of the recipe's ideal", [s["program"] / s["ideal_program"] for s in sizes], at_least=False)
+    yield _row("size", "of the recipe's ideal", [s["program"] / s["ideal_program"] for s in sizes])
     yield _row("size", "planned memory", [sum(one.manifest["memory_plan"]) for one in both], "bytes", at_least=False)
 
 
 def _speed(both: Both) -> Iterator[Row]:
     """What was measured while they were made and validated; `bench` measures more closely."""
 
-    def seconds(name: str, values: list[float]) -> Row:
-        return _row("speed", name, values, "s", at_least=False, same=SAME_TIME)
+    def once(name: str, values: list[float], unit: str = "s") -> Row:
+        return _row("speed", name, values, unit, at_least=False, same=SAME_ONCE)
 
     programs = [one.report["program"] for one in both]
-    yield seconds("loads in", [program["load_seconds"] for program in programs])
+    yield once("loads in", [program["load_seconds"] for program in programs])
     kinds = {"one token": "one-token", "a whole sequence": "whole", "the longest call": "max-length, call 0"}
     for name, kind in kinds.items():
-        yield seconds(f"{name}, median", [_median_seconds(one.report["calls"], kind) for one in both])
-    yield _row("speed", "peak memory of the program", [p["peak_rss"] for p in programs], "bytes", at_least=False)
+        yield once(f"{name}, median", [_median_seconds(one.report["calls"], kind) for one in both])
+    yield once("peak memory of the program", [program["peak_rss"] for program in programs], "bytes")
     stages = [one.report["stages"] for one in both]
-    yield seconds("made in", [sum(stage["seconds"] for stage in listed) for listed in stages])
+    yield once("made in", [sum(stage["seconds"] for stage in listed) for listed in stages])
     peaks = [max(stage["peak_rss"] for stage in listed) for listed in stages]
-    yield _row("speed", "peak memory of the making", peaks, "bytes", at_least=False)
+    yield once("peak memory of the making", peaks, "bytes")
 
 
 def _median_seconds(calls: list[dict[str, Any]], kind: str) -> float:
@@ -238,7 +248,7 @@ def _as_json(compared: Comparison) -> dict[str, Any]:
     }
 
 
-def _html(compared: Comparison) -> str:
+def _page(compared: Comparison) -> str:
     one, two = compared.a, compared.b
     names = (f"a: {one.name}", f"b: {two.name}")
     reports = dict(zip(names, (one.report, two.report), strict=True))

@@ -97,13 +97,16 @@ def bound_text(figure: dict[str, Any]) -> str:
 
 
 def difference_plot(differences: dict[str, dict[str, Any]]) -> Plot:
-    """One histogram for each name."""
-    series = []
+    """One histogram for each name, in bins of the widest."""
+    series, widest = [], max(found["limit"] for found in differences.values())
     for name, found in differences.items():
-        counts, limit = found["counts"], found["limit"]
-        width, total = 2 * limit / len(counts), sum(counts) or 1
-        shares = [100 * count / total for count in (*counts, 0)]
-        series.append(Series(name, [(-limit + i * width, share) for i, share in enumerate(shares)], "steps"))
+        counts, n = found["counts"], len(found["counts"])
+        shares = [0.0] * (n + 1)  # the last ends the steps
+        for i, count in enumerate(counts):
+            middle = (2 * i + 1 - n) / n * found["limit"]
+            shares[int((middle / widest + 1) / 2 * n)] += 100 * count / max(1, sum(counts))
+        points = [((2 * i - n) / n * widest, share) for i, share in enumerate(shares)]
+        series.append(Series(name, points, "steps"))
     title = "Difference of the logits from float32"
     picture = chart(title, Axis("difference of a logit"), Axis("share of logits, %"), series)
     texts = []

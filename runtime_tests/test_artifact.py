@@ -15,7 +15,7 @@ from runtime.reference import load_reference
 
 def test_files_are_those_of_the_manifest(manifest: dict[str, Any]) -> None:
     # Reading the manifest compares size and sha256 of every file that it names.
-    assert {"model.pte", "reference.safetensors", "report.json"} <= set(manifest["files"])
+    assert {"model.pte", "reference.safetensors", "report.json", "report.html"} <= set(manifest["files"])
 
 
 def test_metadata_is_the_manifests(program: Program, manifest: dict[str, Any]) -> None:
