@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from jinja2 import TemplateError
 from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
 
 from pipeline.config import CompareConfig
 from pipeline.display import table
@@ -69,27 +73,51 @@ def compare(config: CompareConfig, console: Console) -> None:
     """Shows tables or JSON, and writes the page if asked for. Raises `PipelineError`."""
     if config.html is not None:
         check_output(Path(config.html))
-    compared = compared_artifacts(Path(config.a), Path(config.b))
+    a, b = Path(config.a), Path(config.b)
+    compared = compared_artifacts(a, b)
+    with _refusing(a, b):
+        html = compare_page(compared) if config.html is not None else ""
+        listing = json.dumps(_as_json(compared), allow_nan=False) if config.json else ""
     if config.html is not None:
-        write_text(Path(config.html), _page(compared))
+        write_text(Path(config.html), html)
     if config.json:
-        console.print_json(json.dumps(_as_json(compared), allow_nan=False))
+        console.print_json(listing)
     else:
         _show(console, compared)
-
-
-def compare_page(a: Path, b: Path) -> str:
-    """The page of two artifacts. Raises `BadArtifactError`."""
-    return _page(compared_artifacts(a, b))
 
 
 def compared_artifacts(a: Path, b: Path) -> Comparison:
     """Raises `BadArtifactError`."""
     one, two = _open(a), _open(b)
-    try:
+    with _refusing(a, b):
         rows = [row for group in (_made_of, _sizes, _speed, _quality, _graph) for row in group((one, two))]
         return Comparison(one, two, _notes(one, two), rows)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+
+
+def compare_page(compared: Comparison) -> str:
+    """As HTML."""
+    names = (f"a: {compared.a.name}", f"b: {compared.b.name}")
+    reports = dict(zip(names, (compared.a.report, compared.b.report), strict=True))
+    return page(
+        "compare.html.j2",
+        compared=compared,
+        groups=list(dict.fromkeys(row.group for row in compared.rows)),
+        text=_text,
+        plots=[
+            difference_plot({name: report["differences"] for name, report in reports.items()}),
+            agreement_plot(reports, "masks"),
+            agreement_plot(reports, "position"),
+            speed_plot({name: report["calls"] for name, report in reports.items()}),
+        ],
+    )
+
+
+@contextmanager
+def _refusing(a: Path, b: Path) -> Iterator[None]:
+    """What a changed manifest or report can make go wrong anywhere."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, TemplateError) as error:
         raise BadArtifactError(
             f"{a}, {b}: cannot be compared: {type(error).__name__}: {error}; were both made by this version?"
         ) from error
@@ -228,13 +256,15 @@ def _text(value: Any, unit: str) -> str:
 
 def _show(console: Console, compared: Comparison) -> None:
     for group in dict.fromkeys(row.group for row in compared.rows):
-        listing = table(group, "", f"a: {compared.a.name}", f"b: {compared.b.name}", "b to a", "better")
+        names = (escape(f"{side}: {one.name}") for side, one in (("a", compared.a), ("b", compared.b)))
+        listing = table(group, "", *names, "b to a", "better")
         for column in listing.columns[:3]:
             column.no_wrap, column.overflow = False, "fold"
         for row in compared.rows:
             if row.group == group:
-                listing.add_row(row.name, _text(row.a, row.unit), _text(row.b, row.unit), row.change, row.better or "")
-        console.print(listing, markup=False)
+                cells = (row.name, _text(row.a, row.unit), _text(row.b, row.unit), row.change, row.better or "")
+                listing.add_row(*map(Text, cells))
+        console.print(listing)
     for note in compared.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
 
@@ -246,24 +276,3 @@ def _as_json(compared: Comparison) -> dict[str, Any]:
         "notes": compared.notes,
         "rows": [asdict(row) for row in compared.rows],
     }
-
-
-def _page(compared: Comparison) -> str:
-    one, two = compared.a, compared.b
-    names = (f"a: {one.name}", f"b: {two.name}")
-    reports = dict(zip(names, (one.report, two.report), strict=True))
-    try:
-        return page(
-            "compare.html.j2",
-            compared=compared,
-            groups=list(dict.fromkeys(row.group for row in compared.rows)),
-            text=_text,
-            plots=[
-                difference_plot({name: report["differences"] for name, report in reports.items()}),
-                agreement_plot(reports, "masks"),
-                agreement_plot(reports, "position"),
-                speed_plot({name: report["calls"] for name, report in reports.items()}),
-            ],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadArtifactError(f"{one.name}, {two.name}: cannot be shown: {type(error).__name__}: {error}") from error

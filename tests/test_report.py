@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipeline import detail
-from pipeline.compare import compare_page
+from pipeline.compare import compare_page, compared_artifacts
 from pipeline.report import MEANINGS, bound_text, figure_text, render_report
 from runtime.artifact import Measured, load_manifest, read_manifest
 from runtime.format import ProgramFormat
@@ -35,11 +35,11 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(build: Build, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One that is valid, one without a task, one out of bounds from a hostile checkpoint, and two artifacts compared."""
+    """A valid one, one without a task, one out of bounds with a hostile name, and two artifacts compared."""
     folder = tmp_path_factory.mktemp("pages")
     sudoku, random = build("dream_sudoku", "int4_xnnpack"), build("gqa2", "fp32_xnnpack")
     (folder / "failed.html").write_text(render_report(*failed(sudoku)))
-    (folder / "compared.html").write_text(compare_page(sudoku, random))
+    (folder / "compared.html").write_text(compare_page(compared_artifacts(sudoku, random)))
     paths = {"valid": sudoku / "report.html", "no task": random / "report.html"}
     return paths | {name: folder / f"{name}.html" for name in ("failed", "compared")}
 
@@ -92,7 +92,7 @@ def test_the_browser_sees_what_is_wrong(browser: Browser, tmp_path: Path) -> Non
 
 def test_without_a_browser_the_tests_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(pytest.fail.Exception, match="^no chromium: apt-get install -y chromium$"), chromium(tmp_path):
+    with pytest.raises(pytest.fail.Exception, match=r"^no chromium: apt-get install -y chromium$"), chromium(tmp_path):
         pass
 
 
@@ -114,8 +114,9 @@ def test_the_verdict_is_on_top(browser: Browser, pages: dict[str, Path], build: 
 def test_it_shows_every_figure_with_its_bound(browser: Browser, pages: dict[str, Path], build: Build) -> None:
     manifest = read_manifest(build("dream_sudoku", "int4_xnnpack"))
     browser.open(pages["valid"])
-    rows = "[...document.querySelectorAll('#figures tbody tr:not(.group)')].map(r => [...r.children].map(c => c.innerText))"
-    shown = {cells[0].split("\n")[0]: cells[1:4] for cells in browser.value(rows)}
+    rows = "[...document.querySelectorAll('#figures tbody tr:not(.group)')]"
+    listed = browser.value(f"{rows}.map(row => [...row.children].map(cell => cell.innerText))")
+    shown = {cells[0].split("\n")[0]: cells[1:4] for cells in listed}
     assert shown == {f["name"]: [figure_text(f), bound_text(f), "✓ ok"] for f in manifest["figures"]}
     text = browser.value("document.body.textContent")
     for digest in (*manifest["checkpoint"]["sha256"].values(), manifest["files"]["model.pte"]["sha256"]):
@@ -197,7 +198,7 @@ def test_logits_that_are_no_numbers_are_shown_as_such(build: Build) -> None:
     )
     measured = Measured(reference, [], replay, ProgramFormat({}, (), {}, (), (), {}))
     manifest, report = failed(build("dream_sudoku", "int4_xnnpack"))
-    seen = {"calls": detail.calls(measured), "differences": detail.differences(measured)}
+    seen: dict[str, Any] = {"calls": detail.calls(measured), "differences": detail.differences(measured)}
     seen |= {"agreement": detail.agreement(measured)}
     assert seen["calls"][0]["fidelity_db"] is None
     assert seen["differences"]["not_finite"] == 1
