@@ -28,6 +28,8 @@ FLAGS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--package", "-p", "--re
 # Keys whose value is taken as it stands.
 TEXT_KEYS = {"prompt"}
 FLAGS |= {"--shell-completion", "-sc"}
+# Flags of ours, and the key that each sets.
+OUR_FLAGS = {"compare": {"--json": "json=true"}}
 
 
 def dispatch(command: str, arguments: list[str]) -> int:
@@ -54,7 +56,7 @@ def dispatch(command: str, arguments: list[str]) -> int:
 def _under_hydra(
     command: str, arguments: list[str], task: Callable[[Any], None], program: str = "python -m pipeline"
 ) -> int:
-    arguments = ["json=true" if argument == "--json" else argument for argument in arguments]
+    arguments = [OUR_FLAGS.get(command, {}).get(argument, argument) for argument in arguments]
     for argument in arguments:
         if argument.startswith("-") and argument.partition("=")[0] not in FLAGS:
             raise UsageError(f"no flag {argument!r}; there are {', '.join(sorted(FLAGS))}")

@@ -258,7 +258,7 @@ def _show(console: Console, compared: Comparison) -> None:
     for group in dict.fromkeys(row.group for row in compared.rows):
         names = (escape(f"{side}: {one.name}") for side, one in (("a", compared.a), ("b", compared.b)))
         listing = table(group, "", *names, "b to a", "better")
-        for column in listing.columns[:3]:
+        for column in listing.columns[1:3]:
             column.no_wrap, column.overflow = False, "fold"
         for row in compared.rows:
             if row.group == group:

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.display import mib
-from pipeline.plot import Axis, Bar, Series, bars, chart, number
+from pipeline.chart import Axis, Bar, Series, bars, chart, number
 from runtime.figures import TIE_MARGIN
 
 REPORT_FILE, PAGE_FILE = "report.json", "report.html"
@@ -59,6 +59,7 @@ def render_report(manifest: dict[str, Any], report: dict[str, Any]) -> str:
         "report.html.j2",
         manifest=manifest,
         report=report,
+        files=manifest["files"],
         wrong=[figure for figure in manifest["figures"] if not figure["ok"]],
         nearest=_nearest_to_its_bound(manifest["figures"]),
         groups=list(dict.fromkeys(figure["group"] for figure in manifest["figures"])),
