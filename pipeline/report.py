@@ -12,8 +12,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.display import mib
 from pipeline.chart import Axis, Bar, Series, bars, chart, number
+from pipeline.display import mib
 from runtime.figures import TIE_MARGIN
 
 REPORT_FILE, PAGE_FILE = "report.json", "report.html"
