@@ -19,6 +19,7 @@ commands:
   generate  write text               artifact=DIR [prompt=TEXT | prompts=FILE] [cache=dual] [threshold=0.9]
   evaluate  let it solve a task      artifact=DIR [task=NAME] [n=N] [caches=[none,prefix,dual]]
   bench     measure its speed        artifact=DIR [output=FILE]
+  compare   two artifacts            a=DIR b=DIR [--json] [html=FILE]
   clean     remove quantized weights [cache=DIR]
   recipes   list the recipes
 

@@ -29,7 +29,7 @@ FLAGS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--package", "-p", "--re
 TEXT_KEYS = {"prompt"}
 FLAGS |= {"--shell-completion", "-sc"}
 # Flags of ours, and the key that each sets.
-OUR_FLAGS = {"inspect": {"--json": "json=true"}}
+OUR_FLAGS = {"inspect": {"--json": "json=true"}, "compare": {"--json": "json=true"}}
 
 
 def dispatch(command: str, arguments: list[str]) -> int:
@@ -166,6 +166,12 @@ def _bench(config: Any) -> None:
     bench(config, _console(), err)
 
 
+def _compare(config: Any) -> None:
+    from pipeline.compare import compare
+
+    compare(config, _console())
+
+
 def _clean(config: Any) -> None:
     from pipeline.clean import clean
 
@@ -209,6 +215,7 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "generate": _generate,
     "evaluate": _evaluate,
     "bench": _bench,
+    "compare": _compare,
     "clean": _clean,
 }
 

@@ -149,6 +149,14 @@ class BenchConfig:
 
 
 @dataclass
+class CompareConfig:
+    a: str = MISSING
+    b: str = MISSING
+    json: bool = False
+    html: str | None = None
+
+
+@dataclass
 class CleanConfig:
     cache: str = MISSING
 
@@ -162,6 +170,7 @@ SCHEMAS = {
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
     "bench": BenchConfig,
+    "compare": CompareConfig,
     "clean": CleanConfig,
 }
 

@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pipeline import detail
 from pipeline.bundle import write_bundle
 from pipeline.config import RunConfig
 from pipeline.display import StageStats
@@ -26,13 +27,13 @@ from pipeline.load import Loaded
 from pipeline.lower import Lowered
 from pipeline.output import machine
 from pipeline.provenance import statement
+from pipeline.report import PAGE_FILE, REPORT_FILE, render_report
 from pipeline.tokenizer import TOKENIZER_FILE
 from pipeline.validate import Validated
 from recipes.static_program import CONTRACT_VERSION
 from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE, SCHEMA_VERSION, figure_dict, sha256
 
-REPORT_FILE = "report.json"
-RUN_FILES = (REPORT_FILE,)  # that hold times and memory, and so differ from run to run
+RUN_FILES = (REPORT_FILE, PAGE_FILE)  # that hold times and memory, and so differ from run to run
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def package(
     stages: list[StageStats],
     needs: Estimate,
 ) -> dict[str, Any]:
-    """Complete the staging folder: tokenizer files, `model.bpte`, `report.json`, the manifest, and what made it all.
+    """Complete the staging folder: tokenizer files, `model.bpte`, the reports, the manifest, and what made it all.
 
     Whatever tokenizer files the checkpoint has, an artifact has a tokenizer.json.
     """
@@ -86,8 +87,12 @@ def package(
         loaded.tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
     write_bundle(lowered.pte, validated.measured.reference, loaded.config.vocab_size)
     created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    (folder / REPORT_FILE).write_text(_json(_report(validated, stages, needs, created)), encoding="utf-8")
-    manifest = _manifest(folder, config, loaded, lowered, validated, needs, created)
+    report = _report(config, loaded, validated, stages, needs, created)
+    (folder / REPORT_FILE).write_text(_json(report), encoding="utf-8")
+    # As JSON keeps it, and as anybody reads it.
+    manifest = json.loads(_json(_manifest(folder, config, loaded, lowered, validated, needs, created)))
+    (folder / PAGE_FILE).write_text(render_report(manifest, report), encoding="utf-8")
+    manifest["run"]["files"][PAGE_FILE] = _entry(folder / PAGE_FILE)
     (folder / MANIFEST_FILE).write_text(_json(manifest), encoding="utf-8")
     inputs = {f"checkpoint/{file.name}": file for file in loaded.tokenizer_files}
     inputs |= {f"task/{Path(file).name}": Path(file) for file in (config.task.prompts, config.task.checker) if file}
@@ -114,8 +119,15 @@ def place_failed(folder: Path, output: Path) -> Path:
     return failed
 
 
-def _report(validated: Validated, stages: list[StageStats], needs: Estimate, created: str) -> dict[str, Any]:
-    replay = validated.measured.replay
+def _report(
+    config: RunConfig, loaded: Loaded, validated: Validated, stages: list[StageStats], needs: Estimate, created: str
+) -> dict[str, Any]:
+    measured, replay = validated.measured, validated.measured.replay
+    examples = None
+    if measured.reference.task and validated.float32_answers and replay.answers and loaded.tokenizer:
+        assert config.task.checker is not None
+        answers = (validated.float32_answers, replay.answers)
+        examples = detail.examples(loaded.tokenizer, measured.reference.task, Path(config.task.checker), *answers)
     return {
         "valid": validated.ok,
         "created": created,
@@ -130,6 +142,10 @@ def _report(validated: Validated, stages: list[StageStats], needs: Estimate, cre
         },
         "figures": [figure_dict(figure) for figure in validated.figures],
         "solved": asdict(validated.solved) if validated.solved else None,
+        "calls": detail.calls(measured),
+        "differences": detail.differences(measured),
+        "agreement": detail.agreement(measured),
+        "examples": examples,
     }
 
 
@@ -143,11 +159,7 @@ def _manifest(
     created: str,
 ) -> dict[str, Any]:
     found = validated.measured.format
-    files = {
-        file.name: {"sha256": sha256(file), "bytes": file.stat().st_size}
-        for file in sorted(folder.iterdir())
-        if file.name != MANIFEST_FILE
-    }
+    files = {file.name: _entry(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST_FILE}
     return {
         "schema_version": SCHEMA_VERSION,
         "contract_version": CONTRACT_VERSION,
@@ -164,6 +176,7 @@ def _manifest(
             "program": lowered.pte.stat().st_size,
             "ideal_program": needs.output,
             "linear_weights": sum(w.n_bytes for w in found.linears),
+            "parts": _parts(validated.expected_format.weights, found.constants, lowered.pte.stat().st_size),
         },
         "memory_plan": list(found.planned_memory),
         "delegation": {
@@ -181,6 +194,26 @@ def _manifest(
             "files": {name: entry for name, entry in files.items() if name in RUN_FILES},
         },
     }
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    return {"sha256": sha256(file), "bytes": file.stat().st_size}
+
+
+def _parts(weights: dict[str, list[str]], constants: dict[str, int], program: int) -> dict[str, int]:
+    """Bytes of the program by the part of the network that they belong to; what two share is the first one's."""
+    sizes = dict.fromkeys(("embedding", "attention", "mlp", "output", "norms"), 0)
+    left = dict(constants)
+    for name, digests in weights.items():
+        found = next((digest for digest in digests if digest in left), None)
+        if found is not None:
+            sizes[_part(name)] += left.pop(found)
+    return sizes | {"other": program - sum(sizes.values())}
+
+
+def _part(name: str) -> str:
+    named = {"embed_tokens": "embedding", "self_attn": "attention", "mlp": "mlp", "lm_head": "output"}
+    return next((part for word, part in named.items() if word in name.split(".")), "norms")
 
 
 def _name(file: str | None) -> str | None:

@@ -63,7 +63,7 @@ def revalidate(config: ValidateConfig, display: Display) -> list[Figure]:
         if tokenizer is None:
             raise BadArtifactError(f"{artifact}: no {TOKENIZER_FILE}, its task cannot be checked")
         recorded = manifest["solved"]
-        share = share_solved(tokenizer, Path(task.checker), measured.reference.task, measured.replay.answers)
+        share = share_solved(tokenizer, Path(task.checker), measured.reference.task, measured.replay.answers.tokens)
         solved = Solved(recorded["task"], recorded["n"], recorded["float32"], share)
         return [*measured.figures, solved_figure(solved, manifest["recipe"]["bounds"]["solved_drop"])]
     except OSError as error:

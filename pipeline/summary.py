@@ -9,6 +9,7 @@ from rich.console import Console
 from pipeline.display import StageStats, mib, table
 from pipeline.errors import ValidationError
 from pipeline.package import Packaged
+from pipeline.report import PAGE_FILE
 from pipeline.validate import Validated
 from runtime.figures import Figure
 
@@ -36,7 +37,8 @@ def show_run(console: Console, packaged: Packaged, validated: Validated, stages:
     for stage in stages:
         costs.add_row(stage.name, f"{stage.seconds:.1f}", mib(stage.peak_rss))
     console.print(costs)
-    console.print(f"artifact: {os.path.relpath(packaged.folder)}", highlight=False, soft_wrap=True)
+    folder = os.path.relpath(packaged.folder)
+    console.print(f"artifact: {folder}, to look at: {PAGE_FILE}", highlight=False, soft_wrap=True)
 
 
 def show_figures(console: Console, figures: list[Figure]) -> None:

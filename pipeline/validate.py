@@ -25,7 +25,7 @@ from runtime.artifact import Measured, measure
 from runtime.figures import ExpectedFormat, Figure
 from runtime.program import ProgramError
 from runtime.reference import Task, save_reference
-from runtime.replay import solve
+from runtime.replay import Answers, solve
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -43,10 +43,13 @@ class Solved:
 
 @dataclass(frozen=True)
 class Validated:
+    """float32_answers: the float32 model's, to the task that the program solved, if any."""
+
     figures: list[Figure]
     measured: Measured
     expected_format: ExpectedFormat
     solved: Solved | None
+    float32_answers: Answers | None
 
     @property
     def ok(self) -> bool:
@@ -90,11 +93,11 @@ def validate(
         solved = Solved(
             task_config.name,
             len(reference.task.prompts),
-            float32=share_solved(loaded.tokenizer, checker, reference.task, float32_answers),
-            program=share_solved(loaded.tokenizer, checker, reference.task, measured.replay.answers),
+            float32=share_solved(loaded.tokenizer, checker, reference.task, float32_answers.tokens),
+            program=share_solved(loaded.tokenizer, checker, reference.task, measured.replay.answers.tokens),
         )
         figures.append(solved_figure(solved, quantized.recipe.bounds.solved_drop))
-    return Validated(figures, measured, expected, solved)
+    return Validated(figures, measured, expected, solved, float32_answers)
 
 
 def share_solved(tokenizer: Tokenizer, checker: Path, task: Task, answers: Tensor) -> float:

@@ -19,7 +19,9 @@ from torchao.quantization.quant_primitives import _get_reduction_params
 Kernel = Callable[..., Any]
 
 
-def quantized(input: Tensor, block_size: list[int], scale: Tensor, zero_point: Any, output_dtype: Any, *_: Any) -> Tensor:
+def quantized(
+    input: Tensor, block_size: list[int], scale: Tensor, zero_point: Any, output_dtype: Any, *_: Any
+) -> Tensor:
     return torch.empty_like(input, dtype=output_dtype)
 
 

@@ -137,7 +137,7 @@ def program_format(found: ProgramFormat, expected: ExpectedFormat) -> list[Figur
         figures.append(
             Figure("format", "bytes_per_weight", per_weight, 1.01 * ideal, False, f"the recipe's ideal is {ideal:.4f}")
         )
-    changed = [name for name, digests in expected.weights.items() if found.constants.isdisjoint(digests)]
+    changed = [name for name, digests in expected.weights.items() if found.constants.keys().isdisjoint(digests)]
     figures.append(Figure("format", "changed_weights", len(changed), 0, False, ", ".join(changed[:4])))
     planned = sum(found.planned_memory)
     figures.append(Figure("format", "planned_memory", planned, expected.planned_memory, False, "bytes"))

@@ -29,7 +29,7 @@ class LinearWeight:
 class ProgramFormat:
     """operators: calls outside delegates, by name. planned_memory: bytes of each planned arena.
 
-    constants: sha256 of each constant's bytes, in delegates and outside.
+    constants: size by the sha256 of each constant's bytes, in delegates and outside.
     """
 
     operators: dict[str, int]
@@ -37,7 +37,7 @@ class ProgramFormat:
     delegated_ops: dict[str, int]
     linears: tuple[LinearWeight, ...]
     planned_memory: tuple[int, ...]
-    constants: frozenset[str]
+    constants: dict[str, int]
 
 
 def read_format(pte: Path) -> ProgramFormat:
@@ -68,7 +68,9 @@ def read_format(pte: Path) -> ProgramFormat:
                 is_segment = delegate.processed.location == DataLocation.SEGMENT
                 payload = _read(pte, *segments[at]) if is_segment else program.backend_delegate_data[at].data
                 graphs.append(_xnnpack_graph(bytes(payload)))
-        constants = {hashlib.sha256(buffer.storage).hexdigest() for buffer in program.constant_buffer}
+        constants = {
+            hashlib.sha256(buffer.storage).hexdigest(): len(buffer.storage) for buffer in program.constant_buffer
+        }
         if program.constant_segment and program.constant_segment.offsets:
             start, length = segments[program.constant_segment.segment_index]
             ends = [*program.constant_segment.offsets[1:], length]
@@ -88,7 +90,7 @@ def read_format(pte: Path) -> ProgramFormat:
         ),
         linears=tuple(weight for graph in graphs for weight in _linear_weights(graph)),
         planned_memory=tuple(plan.non_const_buffer_sizes[1:]),  # the first is reserved and empty
-        constants=frozenset(constants),
+        constants=constants,
     )
 
 
@@ -98,8 +100,8 @@ def _read(file: Path, offset: int, n_bytes: int) -> bytes:
         return opened.read(n_bytes)
 
 
-def _sha256(file: Path, offset: int, n_bytes: int, padding: int = 0) -> set[str]:
-    """In chunks: the weights of a large program do not fit the memory twice.
+def _sha256(file: Path, offset: int, n_bytes: int, padding: int = 0) -> dict[str, int]:
+    """With its size. In chunks: the weights of a large program do not fit the memory twice.
 
     padding: up to so many zeros at the end may not belong to it. The sha256 without each number of them is given too.
     """
@@ -114,11 +116,11 @@ def _sha256(file: Path, offset: int, n_bytes: int, padding: int = 0) -> set[str]
             digest.update(chunk)
             left -= len(chunk)
         end = opened.read(min(padding, n_bytes))
-    found = set()
+    found = {}
     for n in range(len(end.rstrip(b"\0")), len(end) + 1):
         ended = digest.copy()
         ended.update(end[:n])
-        found.add(ended.hexdigest())
+        found[ended.hexdigest()] = n_bytes - len(end) + n
     return found
 
 

@@ -29,16 +29,25 @@ from runtime.reference import Reference, ReferenceError, Task, load_reference
 
 
 @dataclass(frozen=True)
+class Answers:
+    """To the N prompts of a task. tokens: int64 [N, n_new]. steps: int64 [N, n_new], from 0, that wrote each."""
+
+    tokens: Tensor
+    steps: Tensor
+
+
+@dataclass(frozen=True)
 class Replay:
     """logits[name of the sequence][i]: what is kept of call i's. digests: sha256 of the bits of all of them.
 
-    answers: int64 [N, n_new] of the task, if any. peak_rss, anonymous: bytes, of the process that ran the program, at
-    its peak and at its end. metadata: the program's constant methods.
+    seconds: by sequence, what each call took. answers: to the task, if any. peak_rss, anonymous: bytes, of the process
+    that ran the program, at its peak and at its end. metadata: the program's constant methods.
     """
 
     logits: dict[str, list[Summary]]
     digests: dict[str, list[str]]
-    answers: Tensor | None
+    seconds: dict[str, list[float]]
+    answers: Answers | None
     load_seconds: float
     run_seconds: float
     peak_rss: int
@@ -80,31 +89,39 @@ def replay(pte: Path, reference: Path, solve: bool = True) -> Replay:
                     Summary(**{f.name: opened.get_tensor(f"{name}/{i}/{f.name}") for f in fields(Summary)})
                     for i in range(n_calls)
                 ]
-            answers = opened.get_tensor("task/answers") if header["has_task"] else None
-        kept = ("load_seconds", "run_seconds", "peak_rss", "anonymous", "metadata")
-        return Replay(logits, header["digests"], answers, **{key: header[key] for key in kept})
+            answers = None
+            if header["has_task"]:
+                answers = Answers(**{f.name: opened.get_tensor(f"task/{f.name}") for f in fields(Answers)})
+        kept = ("digests", "seconds", "load_seconds", "run_seconds", "peak_rss", "anonymous", "metadata")
+        return Replay(logits=logits, answers=answers, **{key: header[key] for key in kept})
 
 
-def _run(program: Program, reference: Reference, task: Task | None) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-    """(tensors of the summaries and answers, digests by sequence)."""
+def _run(
+    program: Program, reference: Reference, task: Task | None
+) -> tuple[dict[str, Tensor], dict[str, list[str]], dict[str, list[float]]]:
+    """(tensors of the summaries and answers, digests and seconds by sequence)."""
     outputs: dict[str, Tensor] = {}
     digests: dict[str, list[str]] = {}
+    seconds: dict[str, list[float]] = {}
     for sequence, expected in zip(reference.sequences, reference.expected, strict=True):
         forward = program.start()
         for i, (call, asked) in enumerate(zip(sequence.calls, expected, strict=True)):
+            started = time.perf_counter()
             logits_KV = forward(call.tokens, call.start_pos, call.kv_len, call.rows)[0]
+            seconds.setdefault(sequence.name, []).append(time.perf_counter() - started)
             digests.setdefault(sequence.name, []).append(digest(logits_KV))
             for field, tensor in vars(summarize(logits_KV, asked.columns)).items():
                 outputs[f"{sequence.name}/{i}/{field}"] = tensor.contiguous().clone()
     if task is not None:
-        outputs["task/answers"] = solve(program, task)
-    return outputs, digests
+        outputs |= {f"task/{name}": tensor for name, tensor in vars(solve(program, task)).items()}
+    return outputs, digests, seconds
 
 
-def solve(network: Network, task: Task) -> Tensor:
-    """Answers int64 [N, n_new]: the program's, or in eager those to compare with."""
+def solve(network: Network, task: Task) -> Answers:
+    """The program's, or in eager those to compare with."""
     solved = generate(network, task.prompts, max_new_tokens=task.n_new, alg="maskgit_plus", threshold=task.threshold)
-    return torch.stack(solved.answers)
+    was_mask = solved.history[:, :, -task.n_new :] == network.mask_id
+    return Answers(torch.stack(solved.answers), (was_mask.sum(0) - 1).contiguous())
 
 
 def main() -> None:
@@ -115,13 +132,14 @@ def main() -> None:
         started = time.perf_counter()
         program = Program.open(pte)
         loaded = time.perf_counter()
-        outputs, digests = _run(program, reference, task)
+        outputs, digests, seconds = _run(program, reference, task)
         ended = time.perf_counter()
     except (ProgramError, ReferenceError, ValueError, OSError) as error:
         sys.exit(str(error))
     header = {
         "sequences": {sequence.name: len(sequence.calls) for sequence in reference.sequences},
         "digests": digests,
+        "seconds": seconds,
         "has_task": task is not None,
         "load_seconds": loaded - started,
         "run_seconds": ended - loaded,

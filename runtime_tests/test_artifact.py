@@ -16,7 +16,7 @@ from runtime.reference import load_reference
 def test_files_are_those_of_the_manifest(manifest: dict[str, Any]) -> None:
     # Reading the manifest compares size and sha256 of every file that it names, and its own with provenance.json.
     assert {"model.pte", "reference.safetensors"} <= set(manifest["files"])
-    assert "report.json" in manifest["run"]["files"]
+    assert {"report.json", "report.html"} <= set(manifest["run"]["files"])
 
 
 def test_metadata_is_the_manifests(program: Program, manifest: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ def test_it_solves_what_it_was_not_trained_on() -> None:
     prompts = read_prompts(PROMPTS)
     assert len(set(prompts)) == 1000
     task = Task(tuple(torch.tensor(tokenizer.encode(prompt).ids) for prompt in prompts), 19, threshold=0.9)
-    answers = [tokenizer.decode(answer.tolist()) for answer in solve(model, task)]
+    answers = [tokenizer.decode(answer.tolist()) for answer in solve(model, task).tokens]
     solved = sum(itertools.starmap(sudoku, zip(prompts, answers, strict=True)))
     assert solved >= 990
 

@@ -49,6 +49,10 @@ def test_recipe_builds_a_valid_artifact(build: Build, checkpoint: str, recipe: s
     assert report["valid"]
     assert [stage["name"] for stage in report["stages"]][:5] == ["load", "quantize", "export", "lower", "validate"]
     assert all(stage["peak_rss"] > 0 for stage in report["stages"])
+    assert "✓ Valid" in (artifact / "report.html").read_text(encoding="utf-8")
+    parts = manifest["sizes"]["parts"]
+    assert sum(parts.values()) == manifest["sizes"]["program"]
+    assert all(parts[part] > 0 for part in ("embedding", "attention", "mlp", "norms", "other"))
     assert Program.open(artifact).metadata.get_max_seq_len == manifest["export"]["max_seq_len"]
 
 

@@ -191,4 +191,4 @@ def test_constants_of_any_length_are_found(tmp_path: Path) -> None:
     quantized = Quantized(open_stored(tmp_path, model, recipe), recipe)
     lowered = lower(export(quantized, ExportConfig()), quantized, tmp_path / "model.pte")
     found = read_format(lowered.pte).constants
-    assert [name for name, digests in quantized.weights.digests.items() if found.isdisjoint(digests)] == []
+    assert [name for name, digests in quantized.weights.digests.items() if found.keys().isdisjoint(digests)] == []

@@ -1,0 +1,269 @@
+"""`report.html`: what an artifact's manifest and report.json hold, for a person to look at.
+
+One file, no script, nothing from elsewhere: it opens offline, on a phone and in the dark.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline.chart import Axis, Bar, Series, bars, chart, number
+from pipeline.display import mib
+from runtime.artifact import files_of
+from runtime.figures import TIE_MARGIN
+
+REPORT_FILE, PAGE_FILE = "report.json", "report.html"
+MEANINGS = {
+    "fidelity_db": "logits against the same quantized model in eager, the worst call",
+    "fidelity_exact_db": "the same, over the calls in which no activation sits on a rounding tie",
+    "top1_agreement": "masked positions where the float32 model prefers the same token",
+    "kl_divergence": "from the float32 model's distribution, in nats",
+    "sqnr_db": "signal to noise of the logits against the float32 model",
+    "cosine": "of the logits with the float32 model's, the worst row",
+    "max_abs_diff": "of a logit from the float32 model's, the largest",
+    "solved_percent": "prompts of the task that the program solves",
+    "unexpected_operators": "operators outside the delegate that the recipe does not list",
+    "wrong_linear_weights": "linear weights of another type or shape than the recipe's",
+    "bytes_per_weight": "of the linear weights with their scales",
+    "changed_weights": "weights whose bytes are not those of the quantized model",
+    "planned_memory": "of the planned arenas, caches included",
+    "wrong_metadata": "constant methods that are not what the program was made with",
+    "calls_that_differ": "calls whose bits differ between two processes",
+}
+PARTS = {
+    "embedding": "embedding",
+    "attention": "attention",
+    "mlp": "MLP",
+    "output": "output layer",
+    "norms": "norms",
+    "other": "graph, code and padding",
+}
+STEPS_SHADES = 8  # of the tint that says when a token was written
+
+
+@dataclass(frozen=True)
+class Plot:
+    title: str
+    picture: Markup
+    text: str
+
+
+def render_report(manifest: dict[str, Any], report: dict[str, Any]) -> str:
+    """The page. Raises `KeyError`, `TypeError` or `ValueError` for a manifest or report that is none."""
+    figures = {figure["name"]: figure for figure in manifest["figures"]}
+    return page(
+        "report.html.j2",
+        manifest=manifest,
+        report=report,
+        files=files_of(manifest),
+        wrong=[figure for figure in manifest["figures"] if not figure["ok"]],
+        nearest=_nearest_to_its_bound(manifest["figures"]),
+        groups=list(dict.fromkeys(figure["group"] for figure in manifest["figures"])),
+        figures=figures,
+        quality=[
+            difference_plot({"": report["differences"]}),
+            agreement_plot({"": report}, "masks"),
+            agreement_plot({"": report}, "position"),
+            _fidelity_plot(report["calls"], figures),
+        ],
+        memory=[_parts_plot(manifest["sizes"]), _memory_plan_plot(manifest)],
+        time=[_seconds_plot(report), _peak_plot(report), speed_plot({"": report["calls"]})],
+    )
+
+
+def page(template: str, **values: Any) -> str:
+    """Values are escaped: an artifact may be anybody's."""
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"size": size, "number": number, "figure": figure_text, "bound": bound_text, "shade": _shade}
+    return environment.get_template(template).render(meanings=MEANINGS, parts=PARTS, **values)
+
+
+def size(n_bytes: float) -> str:
+    return f"{n_bytes / 2**10:,.1f} KiB" if n_bytes < 2**20 else mib(n_bytes)
+
+
+def figure_text(figure: dict[str, Any]) -> str:
+    return _with_unit(figure["name"], figure["value"])
+
+
+def bound_text(figure: dict[str, Any]) -> str:
+    return f"{'≥' if figure['at_least'] else '≤'} {_with_unit(figure['name'], figure['bound'])}"
+
+
+def difference_plot(differences: dict[str, dict[str, Any]]) -> Plot:
+    """One histogram for each name, in bins of the widest."""
+    series, widest = [], max(found["limit"] for found in differences.values())
+    for name, found in differences.items():
+        counts, n = found["counts"], len(found["counts"])
+        shares = [0.0] * (n + 1)  # the last ends the steps
+        for i, count in enumerate(counts):
+            middle = (2 * i + 1 - n) / n * found["limit"]
+            shares[int((middle / widest + 1) / 2 * n)] += 100 * count / max(1, sum(counts))
+        points = [((2 * i - n) / n * widest, share) for i, share in enumerate(shares)]
+        series.append(Series(name, points, "steps"))
+    title = "Difference of the logits from float32"
+    picture = chart(title, Axis("difference of a logit"), Axis("share of logits, %"), series)
+    texts = []
+    for name, found in differences.items():
+        text = "no logit is a number"
+        if found["median"] is not None:
+            median, p95, limit = (number(found[key]) for key in ("median", "p95", "limit"))
+            text = f"half of the logits differ by less than {median}, 95% by less than {p95}, all by at most {limit}"
+        if found["not_finite"]:
+            text += f"; {found['not_finite']} are not finite"
+        texts.append(f"{name}: {text}" if name else text[0].upper() + text[1:])
+    (one, *_) = differences.values()
+    texts.append(f"Float32's own logits have a standard deviation of {number(one['spread'])}")
+    return Plot(title, picture, ". ".join(texts) + ".")
+
+
+def agreement_plot(reports: dict[str, dict[str, Any]], by: str) -> Plot:
+    """by: "masks", the steps of generation from the first to the last, or "position"."""
+    title = {"masks": "Agreement over the steps of generation", "position": "Agreement over the length"}[by]
+    label = {"masks": "masks already written", "position": "position of the predicted token"}[by]
+    series, lowest = [], 100.0
+    for name, report in reports.items():
+        groups = report["agreement"][by]
+        most = max(group["last"] for group in groups)
+        points = []
+        for group in groups:
+            middle = (group["first"] + group["last"]) / 2
+            points.append((most - middle if by == "masks" else middle, 100 * group["same"]))
+        tips = tuple(
+            f"{100 * group['same']:.1f}% of {group['rows']} rows, "
+            f"{'masks left' if by == 'masks' else 'positions'} {group['first']} to {group['last']}"
+            for group in groups
+        )
+        series.append(Series(name, points, "line", tips))
+        lowest = min(lowest, *(y for _, y in points))
+    limits = (min(95.0, 5 * (lowest // 5)), 100.0)
+    picture = chart(title, Axis(label), Axis("same token as float32, %", limits), series)
+    rows = [group["rows"] for report in reports.values() for group in report["agreement"][by]]
+    text = {
+        "masks": "Left the answer is all masks, as in the first step; right nearly all of it is written.",
+        "position": "By where in the sequence the token stands.",
+    }[by]
+    return Plot(title, picture, f"{text} Each dot is {min(rows)} to {max(rows)} masked positions.")
+
+
+def speed_plot(calls: dict[str, list[dict[str, Any]]]) -> Plot:
+    """One set of dots for each name."""
+    title = "Time of one call"
+    series = []
+    for name, listed in calls.items():
+        points = [(float(call["tokens"]), 1000 * call["seconds"]) for call in listed]
+        tips = tuple(f"{call['where']}: {1000 * call['seconds']:.2f} ms" for call in listed)
+        series.append(Series(name, points, "dots", tips))
+    picture = chart(title, Axis("tokens of the call", log=True), Axis("ms", log=True), series)
+    return Plot(title, picture, "Each recorded call, run once, as it comes. The command bench measures speed.")
+
+
+def _fidelity_plot(calls: list[dict[str, Any]], figures: dict[str, Any]) -> Plot:
+    kinds: dict[str, list[dict[str, Any]]] = {"free of rounding ties": [], "with rounding ties": []}
+    for call in calls:
+        is_free = call["tie_margin"] is None or call["tie_margin"] > TIE_MARGIN
+        if call["fidelity_db"] is not None:
+            kinds["free of rounding ties" if is_free else "with rounding ties"].append(call)
+    series = [
+        Series(
+            name,
+            [(float(call["kv_len"]), call["fidelity_db"]) for call in mine],
+            "dots",
+            tuple(f"{call['where']}: {call['fidelity_db']:.1f} dB" for call in mine),
+        )
+        for name, mine in kinds.items()
+        if mine
+    ]
+    names = {"fidelity_db": "bound", "fidelity_exact_db": "bound of calls without a tie"}
+    bounds = {text: figures[name]["bound"] for name, text in names.items() if name in figures}
+    title = "Fidelity over the length"
+    text = "Each recorded call against the same quantized model in eager."
+    if not series:
+        return Plot(title, Markup(), "No call gave finite logits.")
+    return Plot(
+        title,
+        chart(title, Axis("positions that the call sees", log=True), Axis("signal to noise, dB"), series, bounds),
+        text,
+    )
+
+
+def _parts_plot(sizes: dict[str, Any]) -> Plot:
+    title, total = "Size by part", sizes["program"]
+    rows = [
+        Bar(PARTS[part], n_bytes, f"{size(n_bytes)}, {100 * n_bytes / total:.1f}%")
+        for part, n_bytes in sizes["parts"].items()
+    ]
+    ideal = total / sizes["ideal_program"]
+    text = (
+        f"Of model.pte, {size(total)}; weights with their scales and biases. It is {ideal:.3f} of the recipe's ideal."
+    )
+    return Plot(title, bars(title, rows), text)
+
+
+def _memory_plan_plot(manifest: dict[str, Any]) -> Plot:
+    title, planned = "Memory plan", sum(manifest["memory_plan"])
+    model, itemsize = manifest["model"], 2 if manifest["recipe"]["dtype"] == "float16" else 4
+    head_dim = model.get("head_dim") or model["hidden_size"] // model["num_attention_heads"]
+    positions, layers = manifest["export"]["max_seq_len"], model["num_hidden_layers"]
+    caches = 2 * layers * positions * model["num_key_value_heads"] * head_dim * itemsize
+    rows = [
+        Bar("caches of keys and values", caches, size(caches)),
+        Bar("activations and logits between delegates", max(0, planned - caches), size(max(0, planned - caches))),
+    ]
+    text = (
+        f"{size(planned)} that the runtime sets aside before the first call, for {layers} layers and {positions:,} "
+        "positions. Weights and what a delegate needs inside come besides."
+    )
+    return Plot(title, bars(title, rows), text)
+
+
+def _seconds_plot(report: dict[str, Any]) -> Plot:
+    title = "Time of the stages"
+    rows = [Bar(stage["name"], stage["seconds"], f"{stage['seconds']:,.1f} s") for stage in report["stages"]]
+    total = sum(bar.value for bar in rows)
+    return Plot(title, bars(title, rows), f"{total:,.0f} s in all, on {report['machine']['cpus']} processors.")
+
+
+def _peak_plot(report: dict[str, Any]) -> Plot:
+    title, needs = "Peak memory of the stages", report["estimate"]["memory"]
+    peaks = {stage["name"]: stage["peak_rss"] for stage in report["stages"]}
+    peaks["program"] = report["program"]["peak_rss"]
+    names = {"program": "the program, in its own process"}
+    rows = [Bar(names.get(name, name), peak, size(peak), needs.get(name)) for name, peak in peaks.items()]
+    text = "Of the process, with Python and torch. The line across a bar is the estimate made before the run."
+    return Plot(title, bars(title, rows), text)
+
+
+def _nearest_to_its_bound(figures: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Of fidelity and quality: what would fail first."""
+
+    def room(figure: dict[str, Any]) -> float:
+        distance = figure["value"] - figure["bound"] if figure["at_least"] else figure["bound"] - figure["value"]
+        return float(distance / abs(figure["bound"]))
+
+    measured = [f for f in figures if f["group"] in ("fidelity", "quality") and f["bound"] and f["ok"]]
+    return min(measured, key=room, default=None)
+
+
+def _with_unit(name: str, value: float | str) -> str:
+    """A value that is not finite is text already."""
+    if isinstance(value, str):
+        return value
+    if name == "planned_memory":
+        return size(value)
+    if name.endswith("_db"):
+        return f"{value:.4g} dB"
+    return f"{value:.5g}{'%' if name.endswith('_percent') else ''}"
+
+
+def _shade(step: int, steps: int) -> int:
+    """0 for what was written first."""
+    return step * STEPS_SHADES // max(1, steps)
