@@ -12,7 +12,7 @@ usage: python -m pipeline COMMAND [key=value ...]
 
 commands:
   run       build an artifact        [checkpoint=DIR] [recipe=NAME] [output=DIR] [overwrite=true]
-  validate  check an artifact again  artifact=DIR [checkpoint=DIR]
+  validate  check an artifact again  artifact=DIR [checkpoint=DIR] [baseline=DIR] [summary=FILE] [junit=FILE]
   generate  write text               artifact=DIR [prompt=TEXT | prompts=FILE] [cache=dual] [threshold=0.9]
   evaluate  let it solve a task      artifact=DIR [task=NAME] [n=N] [caches=[none,prefix,dual]]
   bench     measure its speed        artifact=DIR [output=FILE]
