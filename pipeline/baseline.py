@@ -81,8 +81,17 @@ def call_seconds(one: Path, other: Path, report: Callable[[str], None]) -> dict[
 
     They take turns, each first once: what else the machine does, it does to both.
     """
-    fixed = {"kv_len": 0, "prompt_len": 1, "new_tokens": 0, "block_length": 32, "steps": None, "threshold": 1.0}
-    settings = Settings(LENGTHS, **fixed, repeats=3, seed=0)
+    settings = Settings(
+        lengths=LENGTHS,
+        kv_len=0,
+        prompt_len=1,
+        new_tokens=0,
+        block_length=32,
+        steps=None,
+        threshold=1.0,
+        repeats=3,
+        seed=0,
+    )
     best: dict[Path, dict[int, float]] = {one: {}, other: {}}
     for i in range(ROUNDS):
         for pte in (one, other) if i % 2 == 0 else (other, one):

@@ -6,7 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from pipeline.config import ValidateConfig
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, one_line
 from pipeline.output import check_output, write_text
 from runtime.figures import Figure
 
@@ -47,15 +47,15 @@ def markdown(name: str, figures: list[Figure], error: PipelineError | None) -> s
 def junit(name: str, figures: list[Figure], error: PipelineError | None) -> str:
     wrong = [figure for figure in figures if not figure.ok]
     counts = {"tests": len(figures) or 1, "failures": len(wrong), "errors": int(error is not None), "skipped": 0}
-    suite = ElementTree.Element("testsuite", {"name": _plain(name), **{key: str(n) for key, n in counts.items()}})
+    suite = ElementTree.Element("testsuite", {"name": one_line(name), **{key: str(n) for key, n in counts.items()}})
     for figure in figures:
         case = ElementTree.SubElement(suite, "testcase", classname=f"validate.{figure.group}", name=figure.name)
         if not figure.ok:
-            ElementTree.SubElement(case, "failure", message=_plain(str(figure)), type="out of bounds")
-        ElementTree.SubElement(case, "system-out").text = _plain(str(figure))
+            ElementTree.SubElement(case, "failure", message=one_line(str(figure), LONGEST), type="out of bounds")
+        ElementTree.SubElement(case, "system-out").text = one_line(str(figure), LONGEST)
     if error is not None:
         case = ElementTree.SubElement(suite, "testcase", classname="validate", name="artifact")
-        ElementTree.SubElement(case, "error", message=_plain(str(error)), type=type(error).__name__)
+        ElementTree.SubElement(case, "error", message=one_line(str(error), LONGEST), type=type(error).__name__)
     suites = ElementTree.Element("testsuites")
     suites.append(suite)
     ElementTree.indent(suites)
@@ -64,10 +64,4 @@ def junit(name: str, figures: list[Figure], error: PipelineError | None) -> str:
 
 def _code(text: str) -> str:
     """As code: no link, no HTML and no image of an artifact gets into the page of who reads it."""
-    return "`" + _plain(text).replace("`", "'").replace("|", "\\|") + "`"
-
-
-def _plain(text: str) -> str:
-    """One line that XML can hold."""
-    line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
+    return "`" + one_line(text, LONGEST).replace("`", "'").replace("|", "\\|") + "`"

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from pipeline.config import CONF, check_keys, explain, load_recipe, names_of, names_of_keys, register
-from pipeline.errors import INTERNAL_ERROR, INTERRUPTED, OutputError, PipelineError, UsageError
+from pipeline.errors import INTERNAL_ERROR, INTERRUPTED, OutputError, PipelineError, UsageError, one_line
 
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -201,7 +201,7 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
 
 
 def _fail(message: str, exit_code: int) -> int:
-    err.print(f"error: {message}", markup=False)
+    err.print(f"error: {one_line(message)}", markup=False)
     return exit_code
 
 

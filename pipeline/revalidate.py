@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from dataclasses import replace
@@ -36,6 +37,7 @@ from runtime.artifact import (
     REFERENCE_FILE,
     ArtifactError,
     check_artifact,
+    finite,
     read_manifest,
     sha256,
 )
@@ -72,7 +74,7 @@ def revalidate(config: ValidateConfig, display: Display) -> list[Figure]:
         raise OutputError(f"{artifact} cannot be validated: {error.strerror or error}") from error
     except (ArtifactError, ProgramError, ReferenceError) as error:
         raise BadArtifactError(str(error)) from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         # What a changed manifest can make go wrong anywhere above.
         raise BadArtifactError(
             f"{artifact / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}"
@@ -98,8 +100,9 @@ def _alone(artifact: Path, manifest: dict[str, Any], task: TaskConfig) -> list[F
         raise BadArtifactError(f"{artifact}: no {TOKENIZER_FILE}, its task cannot be checked")
     recorded = manifest["solved"]
     share = share_solved(tokenizer, Path(task.checker), measured.reference.task, measured.replay.answers)
-    solved = Solved(recorded["task"], recorded["n"], recorded["float32"], share)
-    return [*measured.figures, solved_figure(solved, manifest["recipe"]["bounds"]["solved_drop"])]
+    float32, drop = finite(recorded["float32"]), finite(manifest["recipe"]["bounds"]["solved_drop"])
+    solved = Solved(str(recorded["task"]), int(recorded["n"]), float32, share)
+    return [*measured.figures, solved_figure(solved, drop)]
 
 
 def _against_checkpoint(
@@ -150,7 +153,10 @@ def _config_of(artifact: Path, manifest: dict[str, Any]) -> RunConfig:
 
 
 def _part(artifact: Path, schema: type[T], values: Any) -> T:
+    """Values only: `${…}` would be resolved, and could ask for the environment."""
     try:
+        if "${" in json.dumps(values):
+            raise ValueError("an interpolation")
         part = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except Exception as error:
         raise BadArtifactError(f"{artifact / MANIFEST_FILE}: not a manifest: {error}") from error

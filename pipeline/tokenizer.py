@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
-MAX_BYTES = 100_000_000
+MAX_BYTES = 64_000_000
+MAX_NESTED = 4_000_000  # lists and objects of a file, which Python makes 64 bytes and more of
 # `Tokenizer.save` walks through all ids up to the largest, used or not.
 MAX_ID = 2**24
 WORDS = (
@@ -42,19 +45,25 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """No token is added to those of the text. Raises `UsageError` if the text would not come through whole."""
     try:
         text.encode()
-        encoding = tokenizer.encode(text, add_special_tokens=False)
+        with _no_panic():
+            encoding = tokenizer.encode(text, add_special_tokens=False)
+            lost = _first_lost(tokenizer, text, encoding)
     except UnicodeEncodeError as error:
         raise UsageError(f"character {error.start} of the text, {text[error.start]!r}, is not valid Unicode") from error
     except Exception as error:
         raise UsageError(f"the tokenizer cannot encode the text: {_one_line(error)}") from error
-    lost = _first_lost(tokenizer, text, encoding)
     if lost is not None:
         raise UsageError(f"the tokenizer's vocabulary has no token for {lost!r} (U+{ord(lost):04X})")
     return encoding.ids
 
 
 def decode(tokenizer: Tokenizer, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-    return tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+    """Raises `InputError` for a tokenizer that cannot."""
+    try:
+        with _no_panic():
+            return tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+    except Exception as error:
+        raise InputError(f"the tokenizer cannot decode its own tokens: {_one_line(error)}") from error
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
@@ -353,8 +362,11 @@ def _object(file: Path) -> dict[str, Any]:
     """Empty if there is no such file. Raises `InputError`."""
     if not file.is_file():
         return {}
+    text = _text(file)
+    if text.count("[") + text.count("{") > MAX_NESTED:
+        raise InputError(f"{file}: more than {MAX_NESTED} lists and objects: not a file of a tokenizer")
     try:
-        content = json.loads(_text(file))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not JSON: {_one_line(error)}") from error
     if not isinstance(content, dict):
@@ -379,11 +391,31 @@ def _text(file: Path) -> str:
 def _refusing(file: Path) -> Iterator[None]:
     """Turns what the tokenizers library says into `InputError`."""
     try:
-        yield
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a panic of its Rust code is no Exception
+        with _no_panic():
+            yield
+    except Exception as error:
         raise InputError(f"{file}: not a tokenizer: {_one_line(error)}") from error
+
+
+@contextmanager
+def _no_panic() -> Iterator[None]:
+    """A panic of the library's Rust code is no `Exception`, and writes to stderr: here it is a quiet `ValueError`.
+
+    A regular expression that backtracks without end is one: the library gives up after ten million steps.
+    """
+    sys.stderr.flush()
+    with Path(os.devnull).open("w") as null:
+        stderr = os.dup(2)
+        os.dup2(null.fileno(), 2)
+        try:
+            yield
+        except (Exception, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            raise ValueError(_one_line(error)) from error
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _one_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from pipeline import baseline
 from pipeline.baseline import Baseline, against_baseline, open_baseline
@@ -88,7 +88,7 @@ def test_the_example_validates(
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == (str(len(cases)), "0", "0")
     assert summary.startswith("## ✅ `new` is valid\n")
     assert f"{len(cases)} of {len(cases)} figures" in summary
-    assert all(f"`{name}`" in summary and name in out for _, name in cases)
+    assert all(f"`{name}`" in summary and str(name) in out for _, name in cases)
     rows = re.findall(r"^\| ✅ \| fidelity \| `fidelity_db` \|.*$", summary, flags=re.MULTILINE)
     assert "≥ 30" in rows[0]  # the workflow's bound, not the artifact's
 
@@ -196,7 +196,14 @@ def test_a_baseline_has_to_be_comparable(build: Build, tmp_path: Path) -> None:
         open_baseline(made, other)
     damaged = tmp_path / "damaged"
     shutil.copytree(made, damaged)
-    for change in ({"figures": []}, {"figures": [{}]}, {"figures": 3}, {"task": None}, {"files": {}}):
+    changes: tuple[dict[str, Any], ...] = (
+        {"figures": []},
+        {"figures": [{}]},
+        {"figures": 3},
+        {"task": None},
+        {"files": {}},
+    )
+    for change in changes:
         (damaged / MANIFEST_FILE).write_text(json.dumps(manifest | change))
         with pytest.raises(BadArtifactError, match=MANIFEST_FILE):
             open_baseline(damaged, manifest)
