@@ -13,6 +13,7 @@ from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError, UsageError
+from runtime.limited import LimitError, limited
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -24,6 +25,7 @@ MAX_BYTES = 64_000_000
 MAX_NESTED = 4_000_000  # lists and objects of a file, which Python makes 64 bytes and more of
 # `Tokenizer.save` walks through all ids up to the largest, used or not.
 MAX_ID = 2**24
+TEMPLATE_SECONDS, TEMPLATE_BYTES = 10, 2**28  # that a chat template may take
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -92,13 +94,25 @@ def chat_template(folder: Path) -> str | None:
 
 def render_chat(template: str, messages: list[dict[str, str]], special_tokens: dict[str, str]) -> str:
     """The prompt for the assistant's next message. Raises `UsageError`, and `InputError` for a broken template."""
+    import jinja2  # noqa: F401 (here, so that it is not imported for each text)
+
     if not messages:
         raise UsageError("a chat needs at least one message")
+    try:
+        # A template may count to infinity, or to a string of that length.
+        return limited(TEMPLATE_SECONDS, TEMPLATE_BYTES, _render, template, messages, special_tokens)
+    except LimitError as error:
+        raise InputError(f"the chat template is broken: {error}") from error
+
+
+def _render(template: str, messages: list[dict[str, str]], special_tokens: dict[str, str]) -> str:
     compiled = _compiled(template)
     try:
         return compiled.render(
             messages=messages, tools=None, documents=None, add_generation_prompt=True, **special_tokens
         )
+    except MemoryError:
+        raise
     except Exception as error:
         raise UsageError(f"the chat template does not take these messages: {_one_line(error)}") from error
 
@@ -309,7 +323,6 @@ def _has_tokens(tokenizer: Tokenizer, character: str, unknown: str | None) -> bo
 def _compiled(template: str) -> Template:
     """Raises `InputError`."""
     from jinja2 import nodes
-    from jinja2.exceptions import TemplateError
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -330,7 +343,9 @@ def _compiled(template: str) -> Template:
     environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
     try:
         return environment.from_string(template)
-    except (TemplateError, RecursionError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # also what Python says of the code that jinja2 makes
         raise InputError(f"the chat template is broken: {_one_line(error)}") from error
 
 
