@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -29,6 +30,7 @@ def limited(seconds: int, n_bytes: int, work: Callable[P, T], *args: P.args, **k
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(sender, n_bytes, work, args, kwargs))
     child.start()
+    assert child.pid is not None
     sender.close()
     try:
         if not receiver.poll(seconds):
@@ -39,7 +41,9 @@ def limited(seconds: int, n_bytes: int, work: Callable[P, T], *args: P.args, **k
         raise LimitError(f"it crashed ({died_of(child.exitcode or 0)})") from None
     finally:
         receiver.close()
-        _end(child.pid)
+        with contextlib.suppress(ProcessLookupError):  # it may not have a group of its own yet
+            os.killpg(child.pid, signal.SIGKILL)  # and what it has started
+        child.kill()
         child.join()
     if is_result:
         return outcome
@@ -75,13 +79,3 @@ def restrict(n_bytes: int) -> None:
 def died_of(exitcode: int) -> str:
     """The name of the signal, for the exit code of a process that one ended."""
     return signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"
-
-
-def _end(pid: int | None) -> None:
-    """The child, and what it has started."""
-    assert pid is not None
-    for kill in (os.killpg, os.kill):  # it may not have a group of its own yet
-        try:
-            kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue

@@ -18,9 +18,21 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz import targets, verdict
+from tests.fuzz import BAD, REFUSED, TAKEN, targets, verdict
 
 CHUNK = 20
+WHAT = {
+    "checkpoint": "checkpoint",
+    "shards": "checkpoint in shards",
+    "tokenizer": "tokenizer and chat template",
+    "manifest": "`manifest.json`, read",
+    "reference": "`reference.safetensors`, read",
+    "format": "`model.pte`, taken apart",
+    "program": "`model.pte`, loaded and called",
+    "verify": "artifact, its hashes",
+    "validate": "artifact, `validate`",
+    "resealed": "artifact resealed, `validate`",
+}
 SLOW = {"resealed": 200, "program": 2, "format": 4}  # so many times fewer inputs
 
 
@@ -79,6 +91,17 @@ def _merged(chunks: list[dict[str, Any]]) -> dict[str, Any]:
         "largest_mib": max(chunk["largest_mib"] for chunk in chunks),
         "seen": [one for chunk in chunks for one in chunk["seen"]],
     }
+
+
+def table(result: dict[str, Any]) -> str:
+    """For docs/hostile.md."""
+    lines = ["| what is damaged | inputs | refused | read | " + " | ".join(BAD) + " | slowest |"]
+    lines.append("|---" * (5 + len(BAD)) + "|")
+    for name, counted in result["targets"].items():
+        words = counted["verdicts"]
+        cells = [f"{counted['inputs']:,}", *(f"{words.get(word, 0):,}" for word in (REFUSED, TAKEN, *BAD))]
+        lines.append(f"| {WHAT[name]} | {' | '.join(cells)} | {counted['slowest_seconds']} s |")
+    return "\n".join(lines)
 
 
 _log = logging.getLogger(__name__)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.checkpoints import Build
-from tests.fuzz import REFUSED, TAKEN, Target, targets, verdict
+from scripts.fuzz import table
+from tests.checkpoints import ROOT, Build
+from tests.fuzz import BAD, REFUSED, TAKEN, Target, targets, verdict
 
 EXAMPLES = {"program": 40, "format": 15, "verify": 40, "validate": 30, "manifest": 60, "reference": 60}
 
@@ -32,3 +35,15 @@ def test_damaged_files_are_refused_or_read(build: Build, name: str, tmp_path_fac
 
     check()
     assert REFUSED in seen
+
+
+def test_the_page_shows_what_was_measured() -> None:
+    fuzzed = json.loads((ROOT / "docs" / "fuzz.json").read_text())
+    killed = json.loads((ROOT / "docs" / "kill.json").read_text())
+    page = (ROOT / "docs" / "hostile.md").read_text()
+    assert table(fuzzed) in page
+    assert not any(counted["verdicts"].get(word) for counted in fuzzed["targets"].values() for word in BAD)
+    assert f"{killed['kills']} random moments" in page
+    right = {"the earlier one", "the new one", "ended before it was killed", "other folders left"}
+    assert set(killed["found"]) <= right
+    assert killed["found"]["other folders left"] == 0
