@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MAX_JSON = 2**24  # bytes of a JSON file, and of a safetensors header; Python makes up to 25 times as many of them
 _STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -77,6 +78,7 @@ def read_config(folder: Path) -> DreamEdgeConfig:
     """The config of a checkpoint folder. Raises `CheckpointError` or `ConfigError`."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder" if not folder.exists() else f"{folder}: not a folder")
+    _check_links(folder)
     file = folder / "config.json"
     if not file.is_file():
         raise CheckpointError(f"{folder}: no config.json; a checkpoint folder in Hugging Face layout is expected")
@@ -85,6 +87,23 @@ def read_config(folder: Path) -> DreamEdgeConfig:
         return DreamEdgeConfig.from_hf(config)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
+
+
+def _check_links(folder: Path) -> None:
+    """Raises `CheckpointError` for a file that is a link to elsewhere: its content is not the checkpoint's.
+
+    Hugging Face's cache keeps the files of `snapshots/REVISION/` as links into `blobs/` beside it.
+    """
+    here = folder.resolve()
+    homes = [here, *([here.parent.parent / "blobs"] if here.parent.name == "snapshots" else [])]
+    for file in sorted(folder.iterdir()):
+        if file.is_symlink() and file.suffix in (".json", ".safetensors", ".txt", ".jinja"):
+            try:
+                target = file.resolve()
+            except (OSError, RuntimeError) as error:  # a link to itself
+                raise CheckpointError(f"{file}: a link that leads nowhere: {error}") from error
+            if not any(target.is_relative_to(home) for home in homes):
+                raise CheckpointError(f"{file}: a link out of the checkpoint's folder, to {target}")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -115,7 +134,11 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
+        if file.stat().st_size > MAX_JSON:
+            raise CheckpointError(f"{file}: {file.stat().st_size} bytes of JSON, more than {MAX_JSON}")
         content = json.loads(file.read_text(encoding="utf-8"))
+    except CheckpointError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not readable as JSON: {error}") from error
     if not isinstance(content, dict):
@@ -128,6 +151,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     files: dict[str, Path] = {}
     for file in weight_files(folder):
+        _check_header(file)
         try:
             with safe_open(file, framework="pt") as opened:
                 for key in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
@@ -141,6 +165,14 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             if key not in files or files[key].name != shard:
                 raise CheckpointError(f"{folder / INDEX} says that {key} is in {shard}, but it is not")
     return tensors
+
+
+def _check_header(file: Path) -> None:
+    """Before memory is taken for what it claims. Raises `CheckpointError`."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+    if length > MAX_JSON:
+        raise CheckpointError(f"{file}: damaged safetensors file: a header of {length} bytes, more than {MAX_JSON}")
 
 
 def _check(folder: Path, config: DreamEdgeConfig, shapes: dict[str, tuple[int, ...]], found: dict[str, Tensor]) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+
+# Commands that run an artifact's program in their own process, and the exit code for one that crashes it.
+FOREIGN, BAD_ARTIFACT = ("generate", "evaluate"), 6
 
 HELP = """\
 DreamEdge: a Dream checkpoint to a validated ExecuTorch program.
@@ -12,7 +16,7 @@ usage: python -m pipeline COMMAND [key=value ...]
 
 commands:
   run       build an artifact        [checkpoint=DIR] [recipe=NAME] [output=DIR] [overwrite=true]
-  validate  check an artifact again  artifact=DIR [checkpoint=DIR]
+  validate  check an artifact again  artifact=DIR [checkpoint=DIR] [baseline=DIR] [summary=FILE] [junit=FILE]
   inspect   show what is in it       artifact=DIR [--json]
   sign      sign it                  artifact=DIR key=FILE
   verify    whether it was changed   artifact=DIR [key=FILE]
@@ -38,11 +42,36 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(HELP)
         return 0 if arguments else 2
+    if argv is None and arguments[0] in FOREIGN and (code := _watched()) is not None:
+        return code
     # A scheduler ends a run with SIGTERM: it is cleaned up after as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from pipeline.cli import dispatch
 
     return dispatch(arguments[0], arguments[1:])
+
+
+def _watched() -> int | None:
+    """Go on in a child, where this returns None. Here: its exit code, and a line if the program inside crashed it."""
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    child = os.fork()
+    if child == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        return None
+    while True:
+        info = signal.sigwaitinfo(signals)
+        if info.si_signo != signal.SIGCHLD:
+            if info.si_code <= 0:  # sent to us alone; Ctrl-C goes to all processes of a terminal
+                os.kill(child, info.si_signo)
+            continue
+        ended, status = os.waitpid(child, os.WNOHANG)
+        code = os.waitstatus_to_exitcode(status)
+        if ended and code >= 0:
+            return code
+        if ended:
+            sys.stderr.write(f"error: the runtime crashed ({signal.Signals(-code).name}) while running the program\n")
+            return BAD_ARTIFACT
 
 
 if __name__ == "__main__":

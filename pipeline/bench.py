@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ def bench(config: BenchConfig, console: Console, err: Console) -> None:
     settings = _settings(folder, config)
     if config.output is not None:
         check_output(Path(config.output))
-    result = _measure(folder / MODEL_FILE, settings, err)
+    with err.status("starting", spinner="dots") as status:
+        result = run_bench(folder / MODEL_FILE, settings, status.update)
     result["artifact"] = folder.resolve().name
     result["machine"] = machine()
     _show(console, result)
@@ -62,20 +64,18 @@ def _settings(folder: Path, config: BenchConfig) -> Settings:
     )
 
 
-def _measure(pte: Path, settings: Settings, err: Console) -> dict[str, Any]:
+def run_bench(pte: Path, settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:
+    """What `runtime.bench` found. Raises `BadArtifactError`."""
     command = [sys.executable, "-m", "runtime.bench", str(pte.resolve()), json.dumps(asdict(settings))]
     result: dict[str, Any] | None = None
-    with (
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as child,
-        err.status("starting", spinner="dots") as status,
-    ):
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as child:
         assert child.stdout is not None
         assert child.stderr is not None
         try:
             for line in child.stdout:
                 said = json.loads(line)
                 result = said.get("result", result)
-                status.update(said.get("begins", ""))
+                tell(said.get("begins", ""))
             complaint = child.stderr.read().strip().splitlines()
         except BaseException:
             child.kill()

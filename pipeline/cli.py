@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from pipeline.config import CONF, check_keys, explain, load_recipe, names_of, register
-from pipeline.errors import INTERNAL_ERROR, INTERRUPTED, OutputError, PipelineError, UsageError
+from pipeline.config import CONF, check_keys, explain, load_recipe, names_of, names_of_keys, register
+from pipeline.errors import INTERNAL_ERROR, INTERRUPTED, OutputError, PipelineError, UsageError, one_line
 
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -59,7 +59,11 @@ def _under_hydra(
     arguments = [OUR_FLAGS.get(command, {}).get(argument, argument) for argument in arguments]
     for argument in arguments:
         if argument.startswith("-") and argument.partition("=")[0] not in FLAGS:
-            raise UsageError(f"no flag {argument!r}; there are {', '.join(sorted(FLAGS))}")
+            key = argument.partition("=")[0].lstrip("-")
+            hint = (
+                f"did you mean {key}=...?" if key in names_of_keys(command) else f"there are {', '.join(sorted(FLAGS))}"
+            )
+            raise UsageError(f"no flag {argument!r}; {hint}")
     # Text is the user's, not Hydra's: it may hold commas, braces and quotes.
     texts = {key: text for key, _, text in (argument.partition("=") for argument in arguments) if key in TEXT_KEYS}
     arguments = [argument for argument in arguments if argument.partition("=")[0] not in TEXT_KEYS]
@@ -117,14 +121,21 @@ def _run(config: Any) -> None:
 
 
 def _validate(config: Any) -> None:
+    from pipeline.ci import check_reports, write_reports
     from pipeline.display import Display
     from pipeline.revalidate import revalidate
     from pipeline.summary import show_figures
 
+    check_reports(config)
     console = _console()
     display = Display(console)
-    with display.live():
-        figures = revalidate(config, display)
+    try:
+        with display.live():
+            figures = revalidate(config, display)
+    except PipelineError as error:
+        write_reports(config, [], error)
+        raise
+    write_reports(config, figures, None)
     show_figures(console, figures)
 
 
@@ -221,7 +232,7 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
 
 
 def _fail(message: str, exit_code: int) -> int:
-    err.print(f"error: {message}", markup=False)
+    err.print(f"error: {one_line(message)}", markup=False)
     return exit_code
 
 

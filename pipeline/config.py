@@ -59,11 +59,46 @@ class RunConfig:
 
 
 @dataclass
+class PinnedBounds:
+    """By the names of the figures; None: as the artifact says."""
+
+    fidelity_db: float | None = None
+    fidelity_exact_db: float | None = None
+    top1_agreement: float | None = None
+    kl_divergence: float | None = None
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    max_abs_diff: float | None = None
+    solved_percent: float | None = None
+    bytes_per_weight: float | None = None
+    planned_memory: float | None = None
+
+
+@dataclass
+class Margins:
+    """How much worse than the baseline's: quality in the figure's own unit, size and seconds as a share."""
+
+    top1_agreement: float = 0.0
+    kl_divergence: float = 0.0
+    sqnr_db: float = 0.0
+    cosine: float = 0.0
+    max_abs_diff: float = 0.0
+    solved_percent: float = 0.0
+    size: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
 class ValidateConfig:
     artifact: str = MISSING
     checkpoint: str | None = None
     prompts: str | None = None
     checker: str | None = None
+    summary: str | None = None
+    junit: str | None = None
+    bounds: PinnedBounds = field(default_factory=PinnedBounds)
+    baseline: str | None = None
+    margins: Margins = field(default_factory=Margins)
 
 
 @dataclass
@@ -190,6 +225,11 @@ def names_of(group: str) -> list[str]:
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
+def names_of_keys(command: str) -> list[str]:
+    """Every key of a command, with dots."""
+    return _keys(SCHEMAS[command])
+
+
 def load_recipe(name: str) -> Recipe:
     """The recipe of `conf/recipe/NAME.yaml`, checked. Raises `UsageError`."""
     return _choice("recipe", name, Recipe)
@@ -238,7 +278,7 @@ def explain(error: Exception, command: str) -> str:
 
 def check_keys(config: DictConfig, command: str) -> None:
     """Hydra lets a user add (`+key=value`) and delete (`~key`) keys: raises `UsageError` for either."""
-    known = _keys(SCHEMAS[command])
+    known = names_of_keys(command)
     given = _set_keys(config)
     for key in given:
         if key not in known:
@@ -249,7 +289,7 @@ def check_keys(config: DictConfig, command: str) -> None:
 
 
 def _no_key(key: str, command: str) -> str:
-    return f"no key {key!r}{_nearest(key, _keys(SCHEMAS[command]))}"
+    return f"no key {key!r}{_nearest(key, names_of_keys(command))}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -51,5 +51,11 @@ class ResourceError(PipelineError):
     exit_code = 8
 
 
+def one_line(text: str, longest: int = 2000) -> str:
+    """Text that an artifact may have brought: no line breaks, and nothing that a terminal obeys."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return line if len(line) <= longest else f"{line[:longest]}…"
+
+
 INTERNAL_ERROR = 1
 INTERRUPTED = 130

@@ -1,4 +1,4 @@
-"""A result as a JSON file, and the machine that it was measured on."""
+"""A result as a file, and the machine that it was measured on."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Whole or not at all. Raises `OutputError`."""
+    """UTF-8. Whole or not at all. Raises `OutputError`."""
     aside = file.with_name(f".{file.name}.partial")
     try:
         aside.write_text(text, encoding="utf-8")

@@ -5,7 +5,9 @@ What differs between two builds of the same is in `report.json`, `provenance.jso
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import platform
 import shutil
 from collections.abc import Iterator
@@ -46,6 +48,8 @@ class Packaged:
 def staging(output: Path, overwrite: bool) -> Iterator[Path]:
     """A folder beside `output` to write into; gone at the end, unless `place` renamed it. Raises `OutputError`."""
     try:
+        if _old(output).exists() and not output.exists():  # a run was killed between the two renames of `place`
+            _old(output).rename(output)
         is_there = output.exists()
     except OSError as error:  # a name too long, a folder that may not be looked into
         raise OutputError(f"output {output} cannot be written: {error.strerror or error}") from error
@@ -102,13 +106,28 @@ def package(
 
 def place(folder: Path, output: Path) -> Path:
     """Rename the staging folder to `output`; what was there goes only once the new one is in place."""
-    old = output.with_name(f".{output.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if output.exists():
+    if not output.exists():
+        folder.rename(output)
+    elif not _exchange(folder, output):
+        old = _old(output)
+        shutil.rmtree(old, ignore_errors=True)
         output.rename(old)
-    folder.rename(output)
-    shutil.rmtree(old, ignore_errors=True)
+        folder.rename(output)
+        shutil.rmtree(old, ignore_errors=True)
     return output
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Two folders take each other's name in one step, so that at no moment one is missing. False where none can."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "renameat2"):  # not Linux
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE: see renameat2(2)
+    return bool(libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
+
+
+def _old(output: Path) -> Path:
+    return output.with_name(f".{output.name}.old")
 
 
 def place_failed(folder: Path, output: Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +11,10 @@ from typing import Any, TypeVar, cast
 
 from omegaconf import OmegaConf
 
+from pipeline.baseline import against_baseline, open_baseline
 from pipeline.config import (
     ExportConfig,
+    PinnedBounds,
     RunConfig,
     TaskConfig,
     ValidateConfig,
@@ -33,6 +37,7 @@ from runtime.artifact import (
     REFERENCE_FILE,
     ArtifactError,
     check_artifact,
+    finite,
     read_manifest,
     sha256,
 )
@@ -47,34 +52,57 @@ CHECKS = "prompts=FILE (with a checkpoint) and checker=FILE"
 def revalidate(config: ValidateConfig, display: Display) -> list[Figure]:
     """Every figure anew. With the checkpoint eager's outputs too, and the export is repeated byte for byte.
 
-    Raises `BadArtifactError`, `InputError` for a checkpoint that is not the artifact's.
+    With a baseline, figures that compare with it come last. Raises `BadArtifactError`, `InputError` for a checkpoint
+    that is not the artifact's, `UsageError` for a baseline that cannot be compared.
     """
     artifact = Path(config.artifact)
     try:
         manifest = read_manifest(artifact)
         task = _task_of(artifact, manifest, config)
+        baseline = None if config.baseline is None else open_baseline(Path(config.baseline), manifest)
         if config.checkpoint is not None:
-            return _against_checkpoint(artifact, manifest, task, Path(config.checkpoint), display)
-        with display.stage("validate"):
-            measured = check_artifact(artifact)
-        if measured.reference.task is None or measured.replay.answers is None or task.checker is None:
-            return measured.figures
-        tokenizer = load_tokenizer(artifact)
-        if tokenizer is None:
-            raise BadArtifactError(f"{artifact}: no {TOKENIZER_FILE}, its task cannot be checked")
-        recorded = manifest["solved"]
-        share = share_solved(tokenizer, Path(task.checker), measured.reference.task, measured.replay.answers.tokens)
-        solved = Solved(recorded["task"], recorded["n"], recorded["float32"], share)
-        return [*measured.figures, solved_figure(solved, manifest["recipe"]["bounds"]["solved_drop"])]
+            figures = _against_checkpoint(artifact, manifest, task, Path(config.checkpoint), display)
+        else:
+            with display.stage("validate"):
+                figures = _alone(artifact, manifest, task)
+        figures = pinned(figures, config.bounds)
+        if baseline is not None:
+            with display.stage("baseline") as report:
+                figures += against_baseline(figures, artifact / MODEL_FILE, baseline, config.margins, report)
+        return figures
     except OSError as error:
         raise OutputError(f"{artifact} cannot be validated: {error.strerror or error}") from error
     except (ArtifactError, ProgramError, ReferenceError) as error:
         raise BadArtifactError(str(error)) from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         # What a changed manifest can make go wrong anywhere above.
         raise BadArtifactError(
             f"{artifact / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}"
         ) from error
+
+
+def pinned(figures: list[Figure], bounds: PinnedBounds) -> list[Figure]:
+    """With these bounds in place of their own. One for a figure that was not measured is not held."""
+    given = {name: bound for name, bound in vars(bounds).items() if bound is not None}
+    missing = given.keys() - {figure.name for figure in figures}
+    return [
+        *(replace(figure, bound=given.get(figure.name, figure.bound)) for figure in figures),
+        *(Figure("pinned", name, math.nan, given[name], True, "not measured") for name in sorted(missing)),
+    ]
+
+
+def _alone(artifact: Path, manifest: dict[str, Any], task: TaskConfig) -> list[Figure]:
+    measured = check_artifact(artifact)
+    if measured.reference.task is None or measured.replay.answers is None or task.checker is None:
+        return measured.figures
+    tokenizer = load_tokenizer(artifact)
+    if tokenizer is None:
+        raise BadArtifactError(f"{artifact}: no {TOKENIZER_FILE}, its task cannot be checked")
+    recorded = manifest["solved"]
+    share = share_solved(tokenizer, Path(task.checker), measured.reference.task, measured.replay.answers.tokens)
+    float32, drop = finite(recorded["float32"]), finite(manifest["recipe"]["bounds"]["solved_drop"])
+    solved = Solved(str(recorded["task"]), int(recorded["n"]), float32, share)
+    return [*measured.figures, solved_figure(solved, drop)]
 
 
 def _against_checkpoint(
@@ -125,7 +153,10 @@ def _config_of(artifact: Path, manifest: dict[str, Any]) -> RunConfig:
 
 
 def _part(artifact: Path, schema: type[T], values: Any) -> T:
+    """Values only: `${…}` would be resolved, and could ask for the environment."""
     try:
+        if "${" in json.dumps(values):
+            raise ValueError("an interpolation")
         part = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except Exception as error:
         raise BadArtifactError(f"{artifact / MANIFEST_FILE}: not a manifest: {error}") from error

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 from rich.console import Console
+from rich.text import Text
 
 from pipeline.display import StageStats, mib, table
-from pipeline.errors import ValidationError
+from pipeline.errors import ValidationError, one_line
 from pipeline.package import Packaged
 from pipeline.report import PAGE_FILE
 from pipeline.validate import Validated
@@ -54,7 +55,7 @@ def show_figures(console: Console, figures: list[Figure]) -> None:
             f"{figure.value:.6g}",
             f"{relation} {figure.bound:.6g}",
             f"[{'green' if figure.ok else 'bold red'}]{verdict}[/]",
-            figure.where,
+            Text(one_line(figure.where, 300)),  # an artifact's words, no markup
         )
     console.print(listing)
     wrong = [str(figure) for figure in figures if not figure.ok]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -11,6 +13,7 @@ from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError, UsageError
+from runtime.limited import LimitError, limited
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -18,9 +21,11 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
-MAX_BYTES = 100_000_000
+MAX_BYTES = 64_000_000
+MAX_NESTED = 4_000_000  # lists and objects of a file, which Python makes 64 bytes and more of
 # `Tokenizer.save` walks through all ids up to the largest, used or not.
 MAX_ID = 2**24
+TEMPLATE_SECONDS, TEMPLATE_BYTES = 10, 2**28  # that a chat template may take
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -42,19 +47,25 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """No token is added to those of the text. Raises `UsageError` if the text would not come through whole."""
     try:
         text.encode()
-        encoding = tokenizer.encode(text, add_special_tokens=False)
+        with _no_panic():
+            encoding = tokenizer.encode(text, add_special_tokens=False)
+            lost = _first_lost(tokenizer, text, encoding)
     except UnicodeEncodeError as error:
         raise UsageError(f"character {error.start} of the text, {text[error.start]!r}, is not valid Unicode") from error
     except Exception as error:
         raise UsageError(f"the tokenizer cannot encode the text: {_one_line(error)}") from error
-    lost = _first_lost(tokenizer, text, encoding)
     if lost is not None:
         raise UsageError(f"the tokenizer's vocabulary has no token for {lost!r} (U+{ord(lost):04X})")
     return encoding.ids
 
 
 def decode(tokenizer: Tokenizer, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-    return tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+    """Raises `InputError` for a tokenizer that cannot."""
+    try:
+        with _no_panic():
+            return tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+    except Exception as error:
+        raise InputError(f"the tokenizer cannot decode its own tokens: {_one_line(error)}") from error
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
@@ -83,13 +94,25 @@ def chat_template(folder: Path) -> str | None:
 
 def render_chat(template: str, messages: list[dict[str, str]], special_tokens: dict[str, str]) -> str:
     """The prompt for the assistant's next message. Raises `UsageError`, and `InputError` for a broken template."""
+    import jinja2  # noqa: F401 (here, so that it is not imported for each text)
+
     if not messages:
         raise UsageError("a chat needs at least one message")
+    try:
+        # A template may count to infinity, or to a string of that length.
+        return limited(TEMPLATE_SECONDS, TEMPLATE_BYTES, _render, template, messages, special_tokens)
+    except LimitError as error:
+        raise InputError(f"the chat template is broken: {error}") from error
+
+
+def _render(template: str, messages: list[dict[str, str]], special_tokens: dict[str, str]) -> str:
     compiled = _compiled(template)
     try:
         return compiled.render(
             messages=messages, tools=None, documents=None, add_generation_prompt=True, **special_tokens
         )
+    except MemoryError:
+        raise
     except Exception as error:
         raise UsageError(f"the chat template does not take these messages: {_one_line(error)}") from error
 
@@ -300,7 +323,6 @@ def _has_tokens(tokenizer: Tokenizer, character: str, unknown: str | None) -> bo
 def _compiled(template: str) -> Template:
     """Raises `InputError`."""
     from jinja2 import nodes
-    from jinja2.exceptions import TemplateError
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -321,7 +343,9 @@ def _compiled(template: str) -> Template:
     environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
     try:
         return environment.from_string(template)
-    except (TemplateError, RecursionError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # also what Python says of the code that jinja2 makes
         raise InputError(f"the chat template is broken: {_one_line(error)}") from error
 
 
@@ -353,8 +377,11 @@ def _object(file: Path) -> dict[str, Any]:
     """Empty if there is no such file. Raises `InputError`."""
     if not file.is_file():
         return {}
+    text = _text(file)
+    if text.count("[") + text.count("{") > MAX_NESTED:
+        raise InputError(f"{file}: more than {MAX_NESTED} lists and objects: not a file of a tokenizer")
     try:
-        content = json.loads(_text(file))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not JSON: {_one_line(error)}") from error
     if not isinstance(content, dict):
@@ -379,11 +406,31 @@ def _text(file: Path) -> str:
 def _refusing(file: Path) -> Iterator[None]:
     """Turns what the tokenizers library says into `InputError`."""
     try:
-        yield
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a panic of its Rust code is no Exception
+        with _no_panic():
+            yield
+    except Exception as error:
         raise InputError(f"{file}: not a tokenizer: {_one_line(error)}") from error
+
+
+@contextmanager
+def _no_panic() -> Iterator[None]:
+    """A panic of the library's Rust code is no `Exception`, and writes to stderr: here it is a quiet `ValueError`.
+
+    A regular expression that backtracks without end is one: the library gives up after ten million steps.
+    """
+    sys.stderr.flush()
+    with Path(os.devnull).open("w") as null:
+        stderr = os.dup(2)
+        os.dup2(null.fileno(), 2)
+        try:
+            yield
+        except (Exception, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            raise ValueError(_one_line(error)) from error
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _one_line(error: BaseException) -> str:

@@ -19,7 +19,7 @@ MANIFEST_FILE = "manifest.json"
 PROVENANCE_FILE = "provenance.json"
 REFERENCE_FILE = "reference.safetensors"
 SCHEMA_VERSION = 4
-MAX_JSON = 2**26  # bytes of a JSON file that is read whole
+MAX_JSON = 2**24  # bytes; Python makes up to 25 times as many of them
 # The bounds of a recipe that decide without a task.
 BOUNDS = ("fidelity_db", "fidelity_exact_db", "top1_agreement", "kl_divergence", "sqnr_db", "cosine", "max_abs_diff")
 
@@ -43,12 +43,18 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST_FILE
     try:
         is_folder, is_file = folder.is_dir(), file.is_file()
+        links = sorted(path.name for path in folder.iterdir() if path.is_symlink()) if is_folder else []
+        size = file.stat().st_size if is_file else 0
     except OSError as error:
         raise ArtifactError(f"{folder}: cannot be read: {error.strerror}") from error
     if not is_folder:
         raise ArtifactError(f"{folder}: no such artifact folder")
     if not is_file:
         raise ArtifactError(f"{folder}: no {MANIFEST_FILE}: not an artifact, or not a whole one")
+    if links:
+        raise ArtifactError(f"{folder / links[0]}: a link; an artifact holds all its files itself")
+    if size > MAX_JSON:
+        raise ArtifactError(f"{file}: not a manifest: {size} bytes, more than {MAX_JSON}")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         version = manifest["schema_version"]
@@ -77,12 +83,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         path = folder / name
         if Path(name).name != name:
             raise ArtifactError(f"{file}: {name!r} is no file of this folder")
-        if not path.is_file():
-            raise ArtifactError(f"{path}: missing, the manifest names it")
-        if path.stat().st_size != size:
-            raise ArtifactError(f"{path}: {path.stat().st_size} bytes, the manifest says {size}")
-        if sha256(path) != digest:
-            raise ArtifactError(f"{path}: its sha256 is not the manifest's: the file was changed")
+        try:
+            if not path.is_file():
+                raise ArtifactError(f"{path}: missing, the manifest names it")
+            if path.stat().st_size != size:
+                raise ArtifactError(f"{path}: {path.stat().st_size} bytes, the manifest says {size}")
+            if sha256(path) != digest:
+                raise ArtifactError(f"{path}: its sha256 is not the manifest's: the file was changed")
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from error
     if {name: digest for name, (digest, _) in expected.items()} | {MANIFEST_FILE: subjects[MANIFEST_FILE]} != subjects:
         raise ArtifactError(f"{folder / PROVENANCE_FILE}: names other files than {MANIFEST_FILE}: the file was changed")
     return manifest
@@ -130,7 +139,7 @@ def check_artifact(folder: Path) -> Measured:
 def expectations(folder: Path, manifest: dict[str, Any]) -> tuple[dict[str, float], ExpectedFormat]:
     """What the manifest demands of the program."""
     try:
-        bounds = {name: _finite(manifest["recipe"]["bounds"][name]) for name in BOUNDS}
+        bounds = {name: finite(manifest["recipe"]["bounds"][name]) for name in BOUNDS}
         expected = manifest["expected_format"]
         shapes = {
             key: tuple((int(rows), int(columns)) for rows, columns in expected[key])
@@ -142,15 +151,16 @@ def expectations(folder: Path, manifest: dict[str, Any]) -> tuple[dict[str, floa
             linear_shapes=shapes["linear_shapes"],
             helper_shapes=shapes["helper_shapes"],
             weights={str(name): [str(d) for d in digests] for name, digests in expected["weights"].items()},
-            bytes_per_weight=_finite(expected["bytes_per_weight"]),
-            planned_memory=_finite(expected["planned_memory"]),
+            bytes_per_weight=finite(expected["bytes_per_weight"]),
+            planned_memory=finite(expected["planned_memory"]),
             metadata=dict(expected["metadata"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ArtifactError(f"{folder / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}") from error
 
 
-def _finite(value: Any) -> float:
+def finite(value: Any) -> float:
+    """Raises `ValueError` for what is no number to compare with."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"a bound of {value!r}")
     return float(value)
@@ -161,7 +171,8 @@ def measure(
 ) -> Measured:
     """Run the program twice over the recorded calls, each time in a new process, and take it apart."""
     found = read_format(pte)
-    first, second = replay(pte, reference_file), replay(pte, reference_file, solve=False)
+    first = replay(pte, reference_file, planned_memory=expected.planned_memory)
+    second = replay(pte, reference_file, solve=False, planned_memory=expected.planned_memory)
     figures = [
         *fidelity(reference, first, bounds),
         *quality(reference, first, bounds),

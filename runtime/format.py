@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.limited import LimitError, limited
 from runtime.program import ProgramError
 
+MEMORY = 2**29  # bytes that taking any program apart may take
 PADDING = 15  # most zeros between two constants of a program: it aligns them to 16 bytes
 
 
@@ -41,11 +43,31 @@ class ProgramFormat:
 
 
 def read_format(pte: Path) -> ProgramFormat:
-    """Raises `ProgramError` if the file cannot be taken apart."""
+    """In a process of its own, as the file may hold anything. Raises `ProgramError` if it cannot be taken apart."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            size = pte.stat().st_size
+            n_bytes = MEMORY + 8 * _program_size(pte) + 3 * size
+            return limited(300 + size // 2**24, n_bytes, _take_apart, pte, folder)
+    except LimitError as error:
+        raise ProgramError(f"{pte}: cannot be taken apart: {error}") from error
+
+
+def _program_size(pte: Path) -> int:
+    """Bytes of the file's part that is read as a whole; the weights follow it."""
+    from executorch.exir._serialize._program import _get_extended_header
+
+    header = _get_extended_header(_read(pte, 0, 64))
+    return min(header.program_size, pte.stat().st_size) if header is not None and header.is_valid() else 0
+
+
+def _take_apart(pte: Path, folder: str) -> ProgramFormat:
+    """folder: for what executorch writes meanwhile."""
     # The only private parts of executorch that we touch: it offers no public reader of a .pte.
     from executorch.exir._serialize._program import _flatbuffer_to_program, _get_extended_header
     from executorch.exir.schema import DataLocation
 
+    tempfile.tempdir = folder
     try:
         size = pte.stat().st_size
         header = _get_extended_header(_read(pte, 0, min(size, 64)))
@@ -78,7 +100,7 @@ def read_format(pte: Path) -> ProgramFormat:
                 constants |= _sha256(pte, start + begin, end - begin, PADDING)
         for data in program.named_data or []:
             constants |= _sha256(pte, *segments[data.segment_index])
-    except ProgramError:
+    except (ProgramError, MemoryError):
         raise
     except Exception as error:
         raise ProgramError(f"{pte}: cannot be taken apart: {type(error).__name__}: {error}") from error

@@ -17,6 +17,11 @@ def memory() -> dict[str, int]:
     return {"anonymous": _status("RssAnon"), "file": _status("RssFile")}
 
 
+def private() -> int:
+    """Bytes that this process may write and shares with no other, resident or not: what RLIMIT_DATA counts."""
+    return _status("VmData")
+
+
 def peak_rss() -> int:
     """The high-water mark of this process since the last reset, bytes."""
     return _status("VmHWM")

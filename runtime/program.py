@@ -48,12 +48,16 @@ class Metadata:
 
 
 class Program:
-    """`Program.open(artifact folder or .pte)`, then `forward`. The cache inside lives as long as the object."""
+    """`Program.open(artifact folder or .pte)`, then `forward`. The cache inside lives as long as the object.
+
+    before_call: is told the number of tokens of each call.
+    """
 
     def __init__(self, path: Path, forward: Any, metadata: Metadata, keep: Any) -> None:
         self.path = path
         self.metadata = metadata
         self._forward = forward
+        self.before_call: Callable[[int], None] | None = None
         self._keep = keep  # the loaded program owns the memory of its methods
 
     @classmethod
@@ -133,6 +137,8 @@ class Program:
         if not 0 <= int(rows_K.min()) <= int(rows_K.max()) < T:
             raise ValueError(f"rows: must be in 0..{T - 1}, the tokens of this call")
         inputs = (tokens_1T, torch.tensor([start_pos]), torch.tensor([kv_len]), rows_K)
+        if self.before_call is not None:
+            self.before_call(T)
         try:
             with _one_torch_thread():
                 logits: Tensor = self._forward.execute(inputs)[0]

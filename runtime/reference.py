@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,6 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from runtime.logits import Summary
+
+MAX_HEADER = 2**24  # bytes
 
 
 class ReferenceError(RuntimeError):
@@ -106,8 +110,12 @@ def save_reference(reference: Reference, file: Path) -> None:
 
 
 def load_reference(file: Path) -> Reference:
-    """Raises `ReferenceError`."""
+    """Raises `ReferenceError` for anything that `save_reference` does not write."""
     try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+        if length > MAX_HEADER:
+            raise ValueError(f"a header of {length} bytes, more than {MAX_HEADER}")
         with safe_open(file, framework="pt") as opened:
             header = json.loads(opened.metadata()["reference"])
             names = set(opened.keys())
@@ -116,34 +124,71 @@ def load_reference(file: Path) -> Reference:
                 calls, logits = [], []
                 for i, call in enumerate(entry["calls"]):
                     prefix = f"{entry['name']}/{i}/"
-                    tokens, rows = opened.get_tensor(prefix + "tokens"), opened.get_tensor(prefix + "rows")
-                    calls.append(Call(tokens, call["start_pos"], call["kv_len"], rows))
-                    margin = float("inf") if call["tie_margin"] is None else call["tie_margin"]
-                    eager, float32, columns = opened.get_tensor(prefix + "eager"), None, None
-                    if eager.dim() != 2 or len(eager) != len(rows):
-                        raise ValueError(f"{prefix}: logits of another shape")
-                    if prefix + "columns" in names:
-                        columns = opened.get_tensor(prefix + "columns")
-                        kept = [f.name for f in fields(Summary)]
-                        float32 = Summary(**{f: opened.get_tensor(f"{prefix}float32/{f}") for f in kept})
-                        if float32.vector.shape != eager.shape or len(columns) != len(rows):
-                            raise ValueError(f"{prefix}: logits of another shape")
-                    elif entry["name"].startswith("whole"):
-                        raise ValueError(f"{prefix}: no logits of the float32 model")
-                    if not isinstance(margin, float):
-                        raise ValueError(f"{prefix}: tie_margin {margin!r}")
-                    logits.append(Expected(eager, float32, columns, margin))
-                sequences.append(Sequence(entry["name"], tuple(calls)))
+                    calls.append(_call(opened, prefix, call))
+                    logits.append(_expected(opened, prefix, call["tie_margin"], len(calls[-1].rows), names))
+                if not calls or (entry["name"].startswith("whole") and any(e.float32 is None for e in logits)):
+                    raise ValueError(f"{entry['name']}: no calls, or no logits of the float32 model")
+                sequences.append(Sequence(str(entry["name"]), tuple(calls)))
                 expected.append(tuple(logits))
-            task = header.get("task")
-            if task is not None:
-                lengths = opened.get_tensor("task/lengths").tolist()
-                prompts = opened.get_tensor("task/prompts").to(torch.int64).split(lengths)
-                task = Task(tuple(prompts), task["n_new"], task["threshold"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            task = None if header.get("task") is None else _task(opened, header["task"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        # A RuntimeError is also what deep nesting raises.
         raise ReferenceError(f"{file}: not readable as recorded calls: {error}") from error
     # A file that was cut down must not pass: each use of the contract is there.
-    kinds = {name.rstrip("0123456789").rstrip("-") for name in (sequence.name for sequence in sequences)}
+    found = [sequence.name for sequence in sequences]
+    kinds = {name.rstrip("0123456789").rstrip("-") for name in found}
     if missing := KINDS - kinds:
         raise ReferenceError(f"{file}: lacks the recorded calls {', '.join(sorted(missing))}")
+    if kinds != KINDS or len(set(found)) < len(found):
+        raise ReferenceError(f"{file}: holds recorded calls of no known kind, or of the same name")
     return Reference(tuple(sequences), tuple(expected), task)
+
+
+def _call(opened: Any, prefix: str, entry: dict[str, Any]) -> Call:
+    tokens, rows = _tensor(opened, prefix + "tokens", torch.int64, 1), _tensor(opened, prefix + "rows", torch.int64, 1)
+    start_pos, kv_len = entry["start_pos"], entry["kv_len"]
+    if type(start_pos) is not int or type(kv_len) is not int or not 0 <= start_pos < kv_len < 2**31:
+        raise ValueError(f"{prefix}: start_pos {start_pos!r}, kv_len {kv_len!r}")
+    if not len(tokens) or not len(rows):
+        raise ValueError(f"{prefix}: no tokens, or no rows")
+    return Call(tokens, start_pos, kv_len, rows)
+
+
+def _expected(opened: Any, prefix: str, margin: Any, n_rows: int, names: set[str]) -> Expected:
+    if margin is not None and not (isinstance(margin, float) and margin >= 0):
+        raise ValueError(f"{prefix}: tie_margin {margin!r}")
+    margin = math.inf if margin is None else margin
+    eager = _tensor(opened, prefix + "eager", torch.float32, 2, n_rows)
+    if prefix + "columns" not in names:
+        return Expected(eager, None, None, margin)
+    columns = _tensor(opened, prefix + "columns", torch.int64, 2, n_rows)
+    kept = {
+        "vector": (torch.float32, 2),
+        "top1": (torch.int64, 1),
+        "values": (torch.float32, 2),
+        "rest": (torch.float32, 1),
+    }
+    float32 = Summary(**{f: _tensor(opened, f"{prefix}float32/{f}", *kind, n_rows) for f, kind in kept.items()})
+    is_whole = columns.shape[1] == 0  # then the values are those of all columns
+    if float32.vector.shape != eager.shape or float32.values.shape != (eager if is_whole else columns).shape:
+        raise ValueError(f"{prefix}: logits of another shape")
+    return Expected(eager, float32, columns, margin)
+
+
+def _task(opened: Any, entry: dict[str, Any]) -> Task:
+    lengths = _tensor(opened, "task/lengths", torch.int64, 1).tolist()
+    prompts = _tensor(opened, "task/prompts", torch.int64, 1)
+    n_new, threshold = entry["n_new"], entry["threshold"]
+    if type(n_new) is not int or not 0 < n_new < 2**31 or not isinstance(threshold, float | int | None):
+        raise ValueError(f"task: n_new {n_new!r}, threshold {threshold!r}")
+    if not lengths or min(lengths) < 1 or sum(lengths) != len(prompts):
+        raise ValueError("task: prompts of another length")
+    return Task(prompts.split(lengths), n_new, threshold)
+
+
+def _tensor(opened: Any, name: str, dtype: torch.dtype, n_dims: int, length: int | None = None) -> Tensor:
+    """length: of the first dimension."""
+    tensor: Tensor = opened.get_tensor(name)
+    if tensor.dtype != dtype or tensor.dim() != n_dims or (length is not None and len(tensor) != length):
+        raise ValueError(f"{name}: {tensor.dtype} {list(tensor.shape)}")
+    return tensor

@@ -1,6 +1,6 @@
 """Run recorded calls through a `.pte` in a process of its own: a crash there is a verdict here.
 
-python -m runtime.replay MODEL.pte REFERENCE.safetensors OUTPUT.safetensors [--solve]
+python -m runtime.replay MODEL.pte REFERENCE.safetensors OUTPUT.safetensors PLANNED_MEMORY [--solve]
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from runtime.generate import Network, generate
+from runtime.limited import died_of, restrict
 from runtime.logits import Summary, digest, summarize
 from runtime.memory import memory, peak_rss
-from runtime.program import Program, ProgramError
+from runtime.program import Program, ProgramError, executorch_runtime
 from runtime.reference import Reference, ReferenceError, Task, load_reference
 
 
@@ -55,17 +56,22 @@ class Replay:
     metadata: dict[str, Any]
 
 
-def replay(pte: Path, reference: Path, solve: bool = True) -> Replay:
-    """solve: also answer the task's prompts. Raises `ProgramError` with the runtime's words, also when it crashed."""
+def replay(pte: Path, reference: Path, solve: bool = True, planned_memory: float = 0) -> Replay:
+    """solve: also answer the task's prompts. planned_memory: bytes that the program may plan for.
+
+    Raises `ProgramError` with the runtime's words, also when it crashed, hung, or took more memory than such a program
+    needs.
+    """
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output.safetensors"
         command = [
             sys.executable,
             "-m",
             "runtime.replay",
-            str(pte),
-            str(reference),
+            str(pte.resolve()),  # its folder is not ours
+            str(reference.resolve()),
             str(output),
+            str(planned_memory),
             *(["--solve"] * solve),
         ]
         # Where this package was found, the child finds it.
@@ -75,25 +81,52 @@ def replay(pte: Path, reference: Path, solve: bool = True) -> Replay:
         child = subprocess.run(
             command, capture_output=True, text=True, errors="replace", cwd=root, env=env, check=False
         )
+        lines = [line for line in child.stderr.strip().splitlines() if "cpuinfo" not in line]
+        if child.returncode == -signal.SIGALRM:
+            raise ProgramError(f"{pte}: the runtime hung: a call took longer than a minute and what its size explains")
         if child.returncode < 0:
-            name = signal.Signals(-child.returncode).name
-            raise ProgramError(f"{pte}: the runtime crashed ({name}) while running it")
+            words = f": {lines[-1]}" if lines else ""
+            raise ProgramError(f"{pte}: the runtime crashed ({died_of(child.returncode)}) while running it{words}")
         if child.returncode != 0:
-            lines = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
-            raise ProgramError(f"{pte}: {lines[-1]}" if str(pte) not in lines[-1] else lines[-1])
-        logits: dict[str, list[Summary]] = {}
-        with safe_open(output, framework="pt") as opened:
-            header = json.loads(opened.metadata()["replay"])
-            for name, n_calls in header["sequences"].items():
-                logits[name] = [
-                    Summary(**{f.name: opened.get_tensor(f"{name}/{i}/{f.name}") for f in fields(Summary)})
-                    for i in range(n_calls)
-                ]
-            answers = None
-            if header["has_task"]:
-                answers = Answers(**{f.name: opened.get_tensor(f"task/{f.name}") for f in fields(Answers)})
-        kept = ("digests", "seconds", "load_seconds", "run_seconds", "peak_rss", "anonymous", "metadata")
-        return Replay(logits=logits, answers=answers, **{key: header[key] for key in kept})
+            said = lines[-1] if lines else f"exit code {child.returncode}"
+            raise ProgramError(said if pte.name in said or reference.name in said else f"{pte}: {said}")
+        try:
+            return _read_output(output)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise ProgramError(f"{pte}: the process that ran it ended early: {error}") from error
+
+
+def _read_output(output: Path) -> Replay:
+    logits: dict[str, list[Summary]] = {}
+    with safe_open(output, framework="pt") as opened:
+        header = json.loads(opened.metadata()["replay"])
+        for name, n_calls in header["sequences"].items():
+            logits[name] = [
+                Summary(**{f.name: opened.get_tensor(f"{name}/{i}/{f.name}") for f in fields(Summary)})
+                for i in range(n_calls)
+            ]
+        answers = None
+        if header["has_task"]:
+            answers = Answers(**{f.name: opened.get_tensor(f"task/{f.name}") for f in fields(Answers)})
+    kept = ("digests", "seconds", "load_seconds", "run_seconds", "peak_rss", "anonymous", "metadata")
+    return Replay(logits=logits, answers=answers, **{key: header[key] for key in kept})
+
+
+def _limit_memory(pte: Path, reference: Reference, planned_memory: float) -> None:
+    """To what the weights, packed for the processor, the arenas, and the longest call's scores may take, twice over."""
+    longest = max(len(call.tokens) for sequence in reference.sequences for call in sequence.calls)
+    scores = 64 * 4 * longest**2  # of 64 heads
+    needed = 2**29 + 2 * pte.stat().st_size + max(0, int(planned_memory)) + scores
+    restrict(min(2 * needed, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+
+
+def _stop_hanging(program: Program, n_bytes: int) -> None:
+    """The kernel ends this process if a call takes a minute more than a slow processor would take for it."""
+
+    def allow(T: int) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 60 + T * n_bytes / 2**30)
+
+    program.before_call = allow
 
 
 def _run(
@@ -109,8 +142,12 @@ def _run(
             started = time.perf_counter()
             logits_KV = forward(call.tokens, call.start_pos, call.kv_len, call.rows)[0]
             seconds.setdefault(sequence.name, []).append(time.perf_counter() - started)
+            summary = summarize(logits_KV, asked.columns)
+            if summary.vector.shape != asked.eager.shape:
+                shapes = [list(vector.shape) for vector in (summary.vector, asked.eager)]
+                raise ProgramError(f"{sequence.name}, call {i}: logits of {shapes[0]}, recorded are {shapes[1]}")
             digests.setdefault(sequence.name, []).append(digest(logits_KV))
-            for field, tensor in vars(summarize(logits_KV, asked.columns)).items():
+            for field, tensor in vars(summary).items():
                 outputs[f"{sequence.name}/{i}/{field}"] = tensor.contiguous().clone()
     if task is not None:
         outputs |= {f"task/{name}": tensor for name, tensor in vars(solve(program, task)).items()}
@@ -128,11 +165,17 @@ def main() -> None:
     pte, reference_file, output = (Path(arg) for arg in sys.argv[1:4])
     try:
         reference = load_reference(reference_file)
-        task = reference.task if "--solve" in sys.argv[4:] else None
+        task = reference.task if "--solve" in sys.argv[5:] else None
+        n_bytes = pte.stat().st_size
+        executorch_runtime()  # what it imports is not the program's
+        _limit_memory(pte, reference, float(sys.argv[4]))
+        signal.alarm(120 + n_bytes // 2**24)
         started = time.perf_counter()
         program = Program.open(pte)
         loaded = time.perf_counter()
+        _stop_hanging(program, n_bytes)
         outputs, digests, seconds = _run(program, reference, task)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         ended = time.perf_counter()
     except (ProgramError, ReferenceError, ValueError, OSError) as error:
         sys.exit(str(error))

@@ -35,5 +35,7 @@ def measured(artifact: Path) -> Measured:
 
 
 @pytest.fixture(scope="session")
-def program(artifact: Path) -> Program:
+def program(artifact: Path, measured: Measured) -> Program:
+    """Opened in this process, once it has run in another: there a crash is a verdict."""
+    assert measured
     return Program.open(artifact)

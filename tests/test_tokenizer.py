@@ -453,7 +453,7 @@ def test_a_panic_of_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_files_that_are_too_large(tmp_path: Path, name: str) -> None:
     with (write(tmp_path) / name).open("wb") as file:
         file.truncate(module.MAX_BYTES + 1)
-    refused(tmp_path, f"{name}: 100000001 bytes, more than 100000000")
+    refused(tmp_path, f"{name}: {module.MAX_BYTES + 1} bytes, more than {module.MAX_BYTES}")
 
 
 # ---- Texts that are refused ----

@@ -1,0 +1,81 @@
+"""Work on foreign bytes in a process of its own, with limits on time and memory: what it breaks, it breaks there."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, ParamSpec, TypeVar
+
+from runtime.memory import private
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class LimitError(RuntimeError):
+    """Work that crashed, or took more time or memory than it was given."""
+
+
+def limited(seconds: int, n_bytes: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """`work(…)` in a copy of this process that may take so much more memory, and may write files of so many bytes.
+
+    Raises what it raises, and `LimitError`.
+    """
+    context = multiprocessing.get_context("fork")  # what is imported here is there, and need not be imported again
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(sender, n_bytes, work, args, kwargs))
+    child.start()
+    assert child.pid is not None
+    sender.close()
+    try:
+        if not receiver.poll(seconds):
+            raise LimitError(f"it took longer than {seconds} s")
+        is_result, outcome = receiver.recv()
+    except EOFError:
+        child.join()
+        raise LimitError(f"it crashed ({died_of(child.exitcode or 0)})") from None
+    finally:
+        receiver.close()
+        with contextlib.suppress(ProcessLookupError):  # it may not have a group of its own yet
+            os.killpg(child.pid, signal.SIGKILL)  # and what it has started
+        child.kill()
+        child.join()
+    if is_result:
+        return outcome
+    raise LimitError(f"it took more than {n_bytes >> 20} MiB") if isinstance(outcome, MemoryError) else outcome
+
+
+def _child(sender: Connection, n_bytes: int, work: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    os.setpgid(0, 0)  # Ctrl-C is for the parent, which ends this group
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    restrict(n_bytes)
+    try:
+        outcome: tuple[bool, Any] = True, work(*args, **kwargs)
+    except Exception as error:  # noqa: BLE001 (all of them are the parent's to judge)
+        outcome = False, error
+    sender.send(outcome)
+
+
+def restrict(n_bytes: int) -> None:
+    """From now on this process may take so much more memory, and write files of so many bytes.
+
+    A crash of it leaves no core file.
+    """
+    for limit, value in (
+        (resource.RLIMIT_DATA, private() + n_bytes),
+        (resource.RLIMIT_FSIZE, n_bytes),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _, hard = resource.getrlimit(limit)
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (value, value))
+
+
+def died_of(exitcode: int) -> str:
+    """The name of the signal, for the exit code of a process that one ended."""
+    return signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"

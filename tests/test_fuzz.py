@@ -1,0 +1,49 @@
+"""A short run of what `scripts/fuzz.py` does for long; and hostile files that no random damage makes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scripts.fuzz import table
+from tests.checkpoints import ROOT, Build
+from tests.fuzz import BAD, REFUSED, TAKEN, Target, targets, verdict
+
+EXAMPLES = {"program": 40, "format": 15, "verify": 40, "validate": 30, "manifest": 60, "reference": 60}
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoint", "shards", "tokenizer", "manifest", "reference", "format", "program", "verify", "validate"]
+)
+def test_damaged_files_are_refused_or_read(build: Build, name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    target: Target = targets(build("gqa2", "fp32_xnnpack"), folder)[name]
+    seen = set()
+
+    @settings(
+        max_examples=EXAMPLES.get(name, 80), deadline=None, derandomize=True, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(st.sampled_from(target.files), st.integers(0, 2**63 - 1))
+    def check(file: str, seed: int) -> None:
+        word = verdict(target, folder / "scratch", file, seed)
+        assert word in (REFUSED, TAKEN), f"{file}, seed {seed}: {word}"
+        seen.add(word)
+
+    check()
+    assert REFUSED in seen
+
+
+def test_the_page_shows_what_was_measured() -> None:
+    fuzzed = json.loads((ROOT / "docs" / "fuzz.json").read_text())
+    killed = json.loads((ROOT / "docs" / "kill.json").read_text())
+    page = (ROOT / "docs" / "hostile.md").read_text()
+    assert table(fuzzed) in page
+    assert not any(counted["verdicts"].get(word) for counted in fuzzed["targets"].values() for word in BAD)
+    assert f"{killed['kills']} random moments" in page
+    right = {"the earlier one", "the new one", "ended before it was killed", "other folders left"}
+    assert set(killed["found"]) <= right
+    assert killed["found"]["other folders left"] == 0

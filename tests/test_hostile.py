@@ -1,0 +1,274 @@
+"""Input that means harm: too large, too deep, with paths out of its folder, with code, with what never ends."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from model import CheckpointError, load_hf_model
+from pipeline import tokenizer as tokenizers_
+from pipeline.errors import InputError, UsageError, one_line
+from pipeline.summary import show_figures
+from runtime.artifact import ArtifactError, load_manifest, read_manifest
+from runtime.figures import Figure
+from runtime.limited import LimitError, limited
+from runtime.program import ProgramError
+from runtime.reference import ReferenceError, load_reference
+from runtime.replay import replay
+from tests.checkpoints import BUNDLED, GOLDEN, ROOT
+
+Pipeline = Callable[..., tuple[int, str, str]]
+TERABYTES = (2**42).to_bytes(8, "little")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(GOLDEN / "mqa4-sharded", folder, ignore=shutil.ignore_patterns("cases.*", "generation.*"))
+    return folder
+
+
+# ---- Sizes, before memory is taken ----
+
+
+def test_a_header_of_terabytes(checkpoint: Path, artifact: Path) -> None:
+    shard = next(iter(sorted(checkpoint.glob("*.safetensors"))))
+    for file in (shard, artifact / "reference.safetensors"):
+        with file.open("r+b") as opened:
+            opened.write(TERABYTES)
+            opened.truncate(2**43)  # as large as it says, and takes no disk
+    with pytest.raises(CheckpointError, match=f"{shard.name}.*a header of {2**42} bytes"):
+        load_hf_model(checkpoint)
+    with pytest.raises(ReferenceError, match=f"a header of {2**42} bytes"):
+        load_reference(artifact / "reference.safetensors")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "manifest.json"])
+def test_json_of_a_gigabyte(checkpoint: Path, artifact: Path, name: str) -> None:
+    folder = artifact if name == "manifest.json" else checkpoint
+    with (folder / name).open("r+b") as opened:
+        opened.truncate(2**30)
+    with pytest.raises((CheckpointError, ArtifactError), match=f"{name}.* {2**30} bytes"):
+        load_manifest(folder) if folder == artifact else load_hf_model(folder)
+
+
+def test_a_tokenizer_of_millions_of_lists(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("[" + "[]," * tokenizers_.MAX_NESTED + "[]]")
+    with pytest.raises(InputError, match="lists and objects"):
+        tokenizers_.load_tokenizer(tmp_path)
+
+
+# ---- Paths ----
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "..", "a/b.safetensors", "x.safetensors\0"])
+def test_an_index_that_leads_out(checkpoint: Path, name: str) -> None:
+    index = checkpoint / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"] = dict.fromkeys(content["weight_map"], name)
+    index.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"is not a safetensors file of this folder|which is not there"):
+        load_hf_model(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json"])
+def test_a_checkpoint_with_a_link_out(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_text("{}")
+    (checkpoint / name).unlink(missing_ok=True)
+    (checkpoint / name).symlink_to("../secret")
+    with pytest.raises(CheckpointError, match=f"{name}: a link out of the checkpoint's folder"):
+        load_hf_model(checkpoint)
+    (checkpoint / name).unlink()
+    (checkpoint / name).symlink_to(name)  # to itself
+    with pytest.raises(CheckpointError, match=name):
+        load_hf_model(checkpoint)
+
+
+def test_the_cache_of_hugging_face_is_links(checkpoint: Path, tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "models--x" / "snapshots" / "main", tmp_path / "models--x" / "blobs"
+    snapshot.mkdir(parents=True)
+    checkpoint.rename(blobs)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    assert load_hf_model(snapshot)[1] == "Dream"
+
+
+def test_an_artifact_with_a_link(artifact: Path, tmp_path: Path) -> None:
+    (artifact / "model.pte").rename(tmp_path / "elsewhere.pte")
+    (artifact / "model.pte").symlink_to(tmp_path / "elsewhere.pte")
+    with pytest.raises(ArtifactError, match=r"model.pte: a link"):
+        read_manifest(artifact)
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "..", ".", "", "a/b", "x" * 300, "\0", "\ud800"])
+def test_a_manifest_that_names_other_places(artifact: Path, pipeline: Pipeline, name: str) -> None:
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    manifest["files"][name] = {"sha256": "", "bytes": 0}
+    (artifact / "manifest.json").write_text(json.dumps(manifest))
+    code, _, err = pipeline("validate", f"artifact={artifact}")
+    assert (code, err.count("\n")) == (6, 1), err
+
+
+# ---- Code ----
+
+
+@pytest.mark.parametrize("part", ["task", "recipe", "export", "validation"])
+@pytest.mark.parametrize("change", [{"name": "${oc.env:HOME}"}, {"_target_": "os.system"}])
+def test_a_manifest_that_asks_for_more(artifact: Path, pipeline: Pipeline, part: str, change: dict[str, str]) -> None:
+    """Neither the environment nor a class of its choice: not even with the checkpoint, when it is a configuration."""
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    manifest[part] |= change
+    (artifact / "manifest.json").write_text(json.dumps(manifest))
+    code, _, err = pipeline("validate", f"artifact={artifact}", f"checkpoint={GOLDEN / 'gqa2'}")
+    assert (code, err.count("\n")) == (6, 1), err
+    assert os.environ["HOME"] not in err.replace(str(artifact), "")
+
+
+def test_nothing_here_runs_what_it_reads() -> None:
+    """No pickle, no eval, no YAML but by OmegaConf's safe loader, no class by its name."""
+    forbidden = {"eval", "exec", "instantiate", "load_module", "import_module", "pickle", "dill", "shelve", "marshal"}
+    seen = set()
+    for room in ("model", "recipes", "pipeline", "runtime", "runtime_tests"):
+        for file in (ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+                if isinstance(node, ast.ImportFrom):
+                    names.append(str(node.module))
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                    names.append(node.func.id)
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                    owner = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
+                    names += [node.func.attr] if node.func.attr in ("instantiate", "import_module") else []
+                    names += ["pickle"] if (owner, node.func.attr) in (("torch", "load"), ("yaml", "load")) else []
+                seen |= {f"{file.name}: {name}" for name in names if {name, name.partition(".")[0]} & forbidden}
+                if "runpy" in names:
+                    seen.add(f"{file.name}: runpy")
+    assert seen == {"tasks.py: runpy"}  # a checker, which the user names, and no artifact can
+
+
+# ---- What never ends ----
+
+
+def test_a_pattern_that_backtracks_without_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    content = json.loads((BUNDLED / "tokenizer.json").read_text())
+    pattern = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content | {"pre_tokenizer": pattern}))
+    tokenizer = tokenizers_.load_tokenizer(tmp_path)
+    assert tokenizer is not None
+    with pytest.raises(UsageError, match=r"cannot encode the text: .*retry-limit"):
+        tokenizers_.encode(tokenizer, "a" * 5000 + "!")
+    assert capfd.readouterr() == ("", "")  # nor does the library's panic show
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}",
+        "{{ 'a' * 10 ** 10 }}",
+        "{% set x = 9 ** 9 ** 9 %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ ().__class__.__base__.__subclasses__() }}",
+        "{% for a in m %}" * 40 + "{% endfor %}" * 40,
+        "{{ " + "(" * 5000 + ")" * 5000 + " }}",
+    ],
+    ids=["loops", "memory", "power", "recursion", "sandbox", "nested", "deep"],
+)
+def test_a_template_that_never_ends(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizers_, "TEMPLATE_SECONDS", 2)
+    started = time.monotonic()
+    with pytest.raises((InputError, UsageError), match="template"):
+        tokenizers_.render_chat(template, [{"role": "user", "content": "x"}], {})
+    assert time.monotonic() - started < 10
+
+
+def test_work_under_limits() -> None:
+    def grow() -> int:
+        return len(bytearray(2**30))
+
+    def fail() -> None:
+        raise ArtifactError("its own words")
+
+    assert limited(10, 2**28, sum, [1, 2]) == 3
+    with pytest.raises(ArtifactError, match="its own words"):
+        limited(10, 2**28, fail)
+    with pytest.raises(LimitError, match="took longer than 1 s"):
+        limited(1, 2**28, time.sleep, 30)
+    with pytest.raises(LimitError, match="took more than 256 MiB"):
+        limited(10, 2**28, grow)
+    for name in ("SIGSEGV", "SIGABRT", "SIGKILL"):
+        with pytest.raises(LimitError, match=rf"crashed \({name}\)"):
+            limited(10, 2**28, lambda number: os.kill(os.getpid(), number), getattr(signal, name))
+    # What it has started ends with it.
+    with pytest.raises(LimitError):
+        limited(1, 2**28, subprocess.run, ["sleep", "987654"])
+    time.sleep(0.2)
+    running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not any(b"987654" in line for line in running)
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ("kill -SEGV $$", r"crashed \(SIGSEGV\)"),
+        ("kill -ALRM $$", "hung"),
+        ("exit 0", "ended early"),
+        ("echo no words >&2; exit 1", "no words"),
+    ],
+)
+def test_a_program_that_does_not_end_well(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str, said: str
+) -> None:
+    process = tmp_path / "python"
+    process.write_text(f"#!/bin/sh\n{ends}\n")
+    process.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(process))
+    with pytest.raises(ProgramError, match=said):
+        replay(artifact / "model.pte", artifact / "reference.safetensors")
+
+
+def test_a_call_that_hangs_is_ended(artifact: Path) -> None:
+    """As validation arms it, with a second in place of a minute."""
+    code = (
+        "import time; from runtime import replay, Program; from pathlib import Path; import signal; "
+        f"import runtime.replay as r; p = Program.open(Path({str(artifact)!r})); r._stop_hanging(p, 0); "
+        "set_ = signal.setitimer; r.signal.setitimer = lambda which, s: set_(which, s / 60); "
+        "p._forward = type('F', (), {'execute': lambda self, x: time.sleep(30)})(); p.forward([1], 0, 1)"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGALRM, done.stderr
+    assert time.monotonic() - started < 25
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+def test_a_crash_while_writing_is_a_line(command: str) -> None:
+    """The program runs in the command's own process there, and another one watches it."""
+    code = (
+        f"import os, signal, sys; sys.argv = ['x', {command!r}]; from pipeline import __main__, cli; "
+        "cli.dispatch = lambda *_: os.kill(os.getpid(), signal.SIGSEGV); sys.exit(__main__.main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 6
+    assert done.stderr == "error: the runtime crashed (SIGSEGV) while running the program\n"
+
+
+# ---- What is shown ----
+
+
+def test_nothing_that_a_terminal_obeys_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert one_line("a\nb\x1b[2J\ud800é") == "a\\nb\\x1b[2J\\ud800é"
+    show_figures(Console(width=120), [Figure("quality", "cosine", 1, 0, True, "[/bold] \x1b[2J\nx")])
+    shown = capsys.readouterr().out
+    assert "[/bold]" in shown
+    assert "\x1b[2J" not in shown
