@@ -145,6 +145,17 @@ def _bench(config: Any) -> None:
     bench(config, _console(), err)
 
 
+def _explain(config: Any) -> None:
+    from pipeline.display import Display
+    from pipeline.explain import explain, show
+
+    console = _console()
+    display = Display(console)
+    with display.live():
+        explained = explain(config, display)
+    show(console, explained)
+
+
 def _clean(config: Any) -> None:
     from pipeline.clean import clean
 
@@ -185,6 +196,7 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "generate": _generate,
     "evaluate": _evaluate,
     "bench": _bench,
+    "explain": _explain,
     "clean": _clean,
 }
 

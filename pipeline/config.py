@@ -131,6 +131,14 @@ class BenchConfig:
 
 
 @dataclass
+class ExplainConfig:
+    artifact: str = MISSING
+    checkpoint: str = MISSING
+    cache: str = MISSING
+    output: str | None = None
+
+
+@dataclass
 class CleanConfig:
     cache: str = MISSING
 
@@ -141,6 +149,7 @@ SCHEMAS = {
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
     "bench": BenchConfig,
+    "explain": ExplainConfig,
     "clean": CleanConfig,
 }
 

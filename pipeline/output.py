@@ -32,9 +32,14 @@ def check_output(file: Path) -> None:
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Whole or not at all. Raises `OutputError`."""
+    write_text(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Whole or not at all. Raises `OutputError`."""
     aside = file.with_name(f".{file.name}.partial")
     try:
-        aside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        aside.write_text(text, encoding="utf-8")
         aside.replace(file)
     except OSError as error:
         aside.unlink(missing_ok=True)

@@ -42,18 +42,8 @@ class ProgramFormat:
 
 def read_format(pte: Path) -> ProgramFormat:
     """Raises `ProgramError` if the file cannot be taken apart."""
-    # The only private parts of executorch that we touch: it offers no public reader of a .pte.
-    from executorch.exir._serialize._program import _flatbuffer_to_program, _get_extended_header
-    from executorch.exir.schema import DataLocation
-
     try:
-        size = pte.stat().st_size
-        header = _get_extended_header(_read(pte, 0, min(size, 64)))
-        if header is None or not header.is_valid():
-            raise ProgramError(f"{pte}: not an ExecuTorch program")
-        program = _flatbuffer_to_program(_read(pte, 0, min(size, header.program_size)))
-        segments = [(header.segment_base_offset + s.offset, s.size) for s in program.segments]
-        plan = next(plan for plan in program.execution_plan if plan.name == "forward")
+        program, segments, plan = _decoded(pte)
         operators: Counter[str] = Counter()
         for chain in plan.chains:
             for instruction in chain.instructions:
@@ -61,13 +51,7 @@ def read_format(pte: Path) -> ProgramFormat:
                 if type(call).__name__ == "KernelCall":
                     operator = plan.operators[call.op_index]
                     operators[f"{operator.name}.{operator.overload}".rstrip(".")] += 1
-        graphs = []
-        for delegate in plan.delegates:
-            if delegate.id == "XnnpackBackend":
-                at = delegate.processed.index
-                is_segment = delegate.processed.location == DataLocation.SEGMENT
-                payload = _read(pte, *segments[at]) if is_segment else program.backend_delegate_data[at].data
-                graphs.append(_xnnpack_graph(bytes(payload)))
+        graphs = list(_graphs(pte, program, segments, plan).values())
         constants = {hashlib.sha256(buffer.storage).hexdigest() for buffer in program.constant_buffer}
         if program.constant_segment and program.constant_segment.offsets:
             start, length = segments[program.constant_segment.segment_index]
@@ -90,6 +74,48 @@ def read_format(pte: Path) -> ProgramFormat:
         planned_memory=tuple(plan.non_const_buffer_sizes[1:]),  # the first is reserved and empty
         constants=frozenset(constants),
     )
+
+
+def read_plan(pte: Path) -> tuple[Any, dict[int, dict[str, Any]]]:
+    """What `forward` does, in executorch's schema, and the graph inside each XNNPACK delegate by its index there.
+
+    Raises `ProgramError` if the file cannot be taken apart.
+    """
+    try:
+        program, segments, plan = _decoded(pte)
+        return plan, _graphs(pte, program, segments, plan)
+    except ProgramError:
+        raise
+    except Exception as error:
+        raise ProgramError(f"{pte}: cannot be taken apart: {type(error).__name__}: {error}") from error
+
+
+def _decoded(pte: Path) -> tuple[Any, list[tuple[int, int]], Any]:
+    """(the program, offset and size of its segments in the file, the plan of `forward`)."""
+    # The only private parts of executorch that we touch: it offers no public reader of a .pte.
+    from executorch.exir._serialize._program import _flatbuffer_to_program, _get_extended_header
+
+    size = pte.stat().st_size
+    header = _get_extended_header(_read(pte, 0, min(size, 64)))
+    if header is None or not header.is_valid():
+        raise ProgramError(f"{pte}: not an ExecuTorch program")
+    program = _flatbuffer_to_program(_read(pte, 0, min(size, header.program_size)))
+    segments = [(header.segment_base_offset + s.offset, s.size) for s in program.segments]
+    plan = next(plan for plan in program.execution_plan if plan.name == "forward")
+    return program, segments, plan
+
+
+def _graphs(pte: Path, program: Any, segments: list[tuple[int, int]], plan: Any) -> dict[int, dict[str, Any]]:
+    from executorch.exir.schema import DataLocation
+
+    graphs = {}
+    for index, delegate in enumerate(plan.delegates):
+        if delegate.id == "XnnpackBackend":
+            at = delegate.processed.index
+            is_segment = delegate.processed.location == DataLocation.SEGMENT
+            payload = _read(pte, *segments[at]) if is_segment else program.backend_delegate_data[at].data
+            graphs[index] = _xnnpack_graph(bytes(payload))
+    return graphs
 
 
 def _read(file: Path, offset: int, n_bytes: int) -> bytes:
