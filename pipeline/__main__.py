@@ -16,7 +16,7 @@ commands:
   generate  write text               artifact=DIR [prompt=TEXT | prompts=FILE] [cache=dual] [threshold=0.9]
   evaluate  let it solve a task      artifact=DIR [task=NAME] [n=N] [caches=[none,prefix,dual]]
   bench     measure its speed        artifact=DIR [output=FILE]
-  explain   where its error comes from artifact=DIR checkpoint=DIR [output=FILE]
+  explain   show where error arises  artifact=DIR checkpoint=DIR [output=FILE]
   clean     remove quantized weights [cache=DIR]
   recipes   list the recipes
 

@@ -147,12 +147,12 @@ def _bench(config: Any) -> None:
 
 def _explain(config: Any) -> None:
     from pipeline.display import Display
-    from pipeline.explain import explain, show
+    from pipeline.explain import explain_artifact, show
 
     console = _console()
     display = Display(console)
     with display.live():
-        explained = explain(config, display)
+        explained = explain_artifact(config, display)
     show(console, explained)
 
 
