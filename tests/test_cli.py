@@ -127,7 +127,7 @@ def test_recipes_are_listed(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("line", "completions"),
     [
-        ("dreamedge ", {"run", "validate", "generate", "evaluate", "bench", "clean", "recipes"}),
+        ("dreamedge ", {"run", "validate", "generate", "evaluate", "bench", "explain", "clean", "recipes"}),
         ("dreamedge run recipe=int", {"recipe=int4_xnnpack", "recipe=int4_fast_xnnpack", "recipe=int8_xnnpack"}),
         ("dreamedge run export.max_", {"export.max_seq_len=", "export.max_rows="}),
         ("dreamedge validate art", {"artifact="}),

@@ -234,7 +234,7 @@ def test_the_command_explains_and_locates(pipeline: Pipeline, build: Build, made
     (artifact / MANIFEST_FILE).write_text(json.dumps(manifest))
     code, out, err = pipeline(*keys, f"output={tmp_path / 'out.html'}")
     assert code == 5
-    assert re.fullmatch(r"error: artifact: layer 1 is wrong: keys \d+\.\d dB, .*\n", err)
+    assert re.fullmatch(r"error: artifact: layer 1 is wrong: keys -?\d+\.\d dB, .*\n", err)
     page = (tmp_path / "out.html").read_text()
     assert "layer 1 is wrong" in page
     assert not re.search(r"""(src|href)=|url\(|@import""", page)
