@@ -105,7 +105,8 @@ def show(console: Console, explained: Explained) -> None:
 def _tables(explained: Explained) -> list[Table]:
     noise, located = explained.quantization, explained.program
     kinds = [kind.removesuffix("_proj") for kind in KINDS]
-    quality = table(f"{escape(explained.recipe)} against float32, decibels", "", "stream", "alone", "share", *kinds)
+    recipe = escape(explained.recipe)
+    quality = table(f"{recipe} against float32, decibels", "", "stream", "alone", "share", *kinds)
     quality.add_row("embedding", _db(noise.embedding_db))
     for i, layer in enumerate(noise.layers):
         matrices = [_db(layer.matrices[kind]) for kind in KINDS]
@@ -114,7 +115,7 @@ def _tables(explained: Explained) -> list[Table]:
         )
     quality.add_row("lm_head", "", _db(noise.lm_head_db))
     quality.add_row("logits", _db(noise.logits_db))
-    program = table("model.pte against it in eager, decibels", "", "keys", "values", "output", "", "calls")
+    program = table(f"model.pte against {recipe} in eager, decibels", "", "keys", "values", "output", "", "calls")
     program.add_row("embedding", "", "", _db(located.embedding_db))
     for i, part in enumerate(located.layers):
         output_db = "" if part.output_db is None else _db(part.output_db)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pipeline.noise import LayerNoise
 
 WIDTH, HEIGHT, LEFT, TOP = 360, 230, 56, 40
-CURVES = {"stream_db": ("stream after the layer", "#1f77b4"), "alone_db": ("the layer alone", "#d9730d")}
+CURVES = {"stream_db": ("stream", "#1f77b4"), "alone_db": ("layer alone", "#d9730d")}
 MOST_LABELS = 10  # of layers, or numbers in cells overlap
 STYLE = (
     ".explain{color:#222;background:#fff;font:12px sans-serif}"
@@ -45,7 +45,7 @@ def _curves(layers: Sequence[LayerNoise], x0: int) -> list[str]:
             (x0 + 10 + i * step, y0 - HEIGHT * max(0.0, getattr(layer, name)) / top) for i, layer in enumerate(layers)
         ]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(f'<text x="{x0 + 170 * n}" y="20" font-weight="bold" fill="{color}">{label}, dB</text>')
+        parts.append(f'<text x="{x0 + 110 * n}" y="20" font-weight="bold" fill="{color}">{label}, dB</text>')
         parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>')
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in points]
     every = -(-len(layers) // MOST_LABELS)
