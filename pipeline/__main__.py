@@ -24,6 +24,7 @@ commands:
   evaluate  let it solve a task      artifact=DIR [task=NAME] [n=N] [caches=[none,prefix,dual]]
   bench     measure its speed        artifact=DIR [output=FILE]
   compare   two artifacts            a=DIR b=DIR [--json] [html=FILE]
+  explain   show where error arises  artifact=DIR checkpoint=DIR [output=FILE]
   clean     remove quantized weights [cache=DIR]
   recipes   list the recipes
 

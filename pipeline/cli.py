@@ -183,6 +183,17 @@ def _compare(config: Any) -> None:
     compare(config, _console())
 
 
+def _explain(config: Any) -> None:
+    from pipeline.display import Display
+    from pipeline.explain import explain_artifact, show
+
+    console = _console()
+    display = Display(console)
+    with display.live():
+        explained = explain_artifact(config, display)
+    show(console, explained)
+
+
 def _clean(config: Any) -> None:
     from pipeline.clean import clean
 
@@ -227,6 +238,7 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "evaluate": _evaluate,
     "bench": _bench,
     "compare": _compare,
+    "explain": _explain,
     "clean": _clean,
 }
 

@@ -192,6 +192,14 @@ class CompareConfig:
 
 
 @dataclass
+class ExplainConfig:
+    artifact: str = MISSING
+    checkpoint: str = MISSING
+    cache: str = MISSING
+    output: str | None = None
+
+
+@dataclass
 class CleanConfig:
     cache: str = MISSING
 
@@ -206,6 +214,7 @@ SCHEMAS = {
     "evaluate": EvaluateConfig,
     "bench": BenchConfig,
     "compare": CompareConfig,
+    "explain": ExplainConfig,
     "clean": CleanConfig,
 }
 

@@ -6,7 +6,9 @@ a layer together, each with a cache of its own sequence; only attention looks at
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -26,47 +28,113 @@ ROWS = 512  # whose logits are computed at once
 VOCAB = 8192  # rows of the output layer that are in memory at once
 
 Take = Callable[[int, int, Tensor], None]
+Report = Callable[[str], None]
+Watch = Callable[[str, nn.Linear, Tensor], None]
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class LayerRun:
+    """What a layer gave for all N tokens of all calls, in order. k, v: as its cache is given them, k rotated."""
+
+    x_1ND: Tensor
+    k_1NGd: Tensor
+    v_1NGd: Tensor
+
+
 def run_by_layer(
     weights: Weights,
     sequences: tuple[Sequence, ...],
     take: Take,
     dtype: torch.dtype | None = None,
-    report: Callable[[str], None] = lambda _: None,
+    report: Report = lambda _: None,
 ) -> list[list[float]]:
     """Calls take(i, j, logits float32 [K, vocab]) for call j of sequence i.
 
     dtype: to compute in; None for the weights' own. Returns the tie margin of each call, see `TieMargins`.
     """
+    ties = TieMargins(n_tokens(sequences))
+    last = deque(run_layers(weights, sequences, dtype, ties, report), maxlen=1).pop()
+    run_head(weights, sequences, last.x_1ND, take, dtype, ties, report)
+    return ties.by_call(sequences)
+
+
+@torch.no_grad()
+def run_layers(
+    weights: Weights,
+    sequences: tuple[Sequence, ...],
+    dtype: torch.dtype | None,
+    ties: TieMargins,
+    report: Report = lambda _: None,
+    given: Callable[[int], Tensor | None] = lambda _: None,
+    watch: Watch | None = None,
+) -> Iterator[LayerRun]:
+    """The layers in order. While the caller looks at one, no layer's floats are in memory.
+
+    given: what layer i is given, [1, N, D], in place of what the one before it gave. watch: sees each linear layer's
+    name, the layer, and what goes into it.
+    """
     config = weights.model.config
     calls = [call for sequence in sequences for call in sequence.calls]
-    tokens_N = torch.cat([call.tokens for call in calls])
     positions_1N = torch.cat([torch.arange(c.start_pos, c.start_pos + len(c.tokens)) for c in calls])[None]
-    ties = TieMargins(len(tokens_N))
-    x_1ND = _floats(weights, "embed_tokens.weight", dtype, tokens_N)[None]
+    x_1ND = embed(weights, sequences, dtype)
     rotate = partial(apply_rope, *rope_cos_sin(config, positions_1N, x_1ND.dtype))
-    attend_calls = partial(_attend_calls, sequences)
     for i in range(config.num_hidden_layers):
         report(f"layer {i + 1}/{config.num_hidden_layers}")
-        layer = _layer(config, weights, f"layers.{i}", dtype, ties)
+        instead_1ND = given(i)
+        x_1ND = x_1ND if instead_1ND is None else instead_1ND.to(x_1ND.dtype)
+        layer = _layer(config, weights, f"layers.{i}", dtype, ties, watch)
+        kept: list[Tensor] = []
+        attend_calls = partial(_attend_calls, sequences, kept)
         x_1ND = x_1ND + layer.self_attn(layer.input_layernorm(x_1ND), rotate, attend_calls)
         mlp = (part + layer.mlp(layer.post_attention_layernorm(part)) for part in x_1ND.split(TOKENS, dim=1))
         x_1ND = torch.cat(list(mlp), dim=1)
         del layer  # before the next one takes as much
         weights.release(f"layers.{i}.")
+        yield LayerRun(x_1ND, *kept)
+
+
+@torch.no_grad()
+def embed(weights: Weights, sequences: tuple[Sequence, ...], dtype: torch.dtype | None) -> Tensor:
+    """[1, N, D]"""
+    tokens_N = torch.cat([call.tokens for sequence in sequences for call in sequence.calls])
+    return _floats(weights, "embed_tokens.weight", dtype, tokens_N)[None]
+
+
+@torch.no_grad()
+def normed_rows(
+    weights: Weights, sequences: tuple[Sequence, ...], x_1ND: Tensor, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    """(what the output layer is given [R, D], which of the N tokens that are [R]): the rows of all calls."""
+    config = weights.model.config
     norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
     norm.weight = nn.Parameter(_floats(weights, "norm.weight", dtype), requires_grad=False)
+    calls = [call for sequence in sequences for call in sequence.calls]
     starts = torch.tensor([0, *(len(call.tokens) for call in calls)]).cumsum(0)
     rows_R = torch.cat([start + call.rows for start, call in zip(starts.tolist(), calls, strict=False)])
-    x_RD = norm(x_1ND[0, rows_R])
-    if _quantizes_activations(weights, "lm_head.weight"):
+    return norm(x_1ND[0, rows_R]), rows_R
+
+
+@torch.no_grad()
+def run_head(
+    weights: Weights,
+    sequences: tuple[Sequence, ...],
+    x_1ND: Tensor,
+    take: Take,
+    dtype: torch.dtype | None,
+    ties: TieMargins,
+    report: Report = lambda _: None,
+) -> None:
+    """The norm and the output layer, over what the last layer gave."""
+    x_RD, rows_R = normed_rows(weights, sequences, x_1ND, dtype)
+    if quantizes_activations(weights, "lm_head.weight"):
         for part in torch.arange(len(x_RD)).split(max(1, ACTIVATIONS // x_RD.shape[1])):
             ties.note(x_RD[part], rows_R[part])
-        x_RD = _apply_int8_act_asym_per_token_quant_dequant(x_RD)
+        x_RD = quantized_activations(x_RD)
     _take_logits(weights, sequences, x_RD, take, report)
-    return ties.by_call(sequences)
+
+
+def n_tokens(sequences: tuple[Sequence, ...]) -> int:
+    return sum(len(call.tokens) for sequence in sequences for call in sequence.calls)
 
 
 class TieMargins:
@@ -103,15 +171,22 @@ class TieMargins:
 
 
 def _layer(
-    config: DreamEdgeConfig, weights: Weights, prefix: str, dtype: torch.dtype | None, ties: TieMargins
+    config: DreamEdgeConfig,
+    weights: Weights,
+    prefix: str,
+    dtype: torch.dtype | None,
+    ties: TieMargins,
+    watch: Watch | None,
 ) -> DecoderLayer:
     with torch.device("meta"):
         layer = DecoderLayer(config)
     for path, module in layer.named_modules(prefix=prefix):
         for leaf in [name for name, _ in module.named_parameters(recurse=False)]:
             setattr(module, leaf, nn.Parameter(_floats(weights, f"{path}.{leaf}", dtype), requires_grad=False))
-        if isinstance(module, nn.Linear) and _quantizes_activations(weights, f"{path}.weight"):
+        if isinstance(module, nn.Linear) and quantizes_activations(weights, f"{path}.weight"):
             module.register_forward_pre_hook(_Quantization(ties))
+        if isinstance(module, nn.Linear) and watch is not None:
+            module.register_forward_pre_hook(partial(_watched, watch, f"{path}.weight"))
     return layer
 
 
@@ -128,13 +203,24 @@ class _Quantization:
         for tokens in torch.arange(x_1ND.shape[1]).split(max(1, ACTIVATIONS // x_1ND.shape[2])):
             part = slice(int(tokens[0]), int(tokens[-1]) + 1)
             self.ties.note(x_1ND[0, part], self.seen + tokens)
-            quantized_1ND[:, part] = _apply_int8_act_asym_per_token_quant_dequant(x_1ND[:, part])
+            quantized_1ND[:, part] = quantized_activations(x_1ND[:, part])
         self.seen += x_1ND.shape[1]
         return (quantized_1ND,)
 
 
-def _quantizes_activations(weights: Weights, name: str) -> bool:
+def _watched(watch: Watch, name: str, linear: nn.Module, inputs: tuple[Tensor]) -> None:
+    assert isinstance(linear, nn.Linear)
+    watch(name, linear, inputs[0])
+
+
+def quantizes_activations(weights: Weights, name: str) -> bool:
     return getattr(weights.model.get_parameter(name).data, "activation_quantization", None) is not None
+
+
+def quantized_activations(x: Tensor) -> Tensor:
+    """To int8 for each token and back, as torchao's quantized linear does."""
+    quantized: Tensor = _apply_int8_act_asym_per_token_quant_dequant(x)
+    return quantized
 
 
 def _floats(weights: Weights, name: str, dtype: torch.dtype | None, rows: slice | Tensor = slice(None)) -> Tensor:
@@ -142,7 +228,10 @@ def _floats(weights: Weights, name: str, dtype: torch.dtype | None, rows: slice 
     return found.to(dtype or found.dtype)
 
 
-def _attend_calls(sequences: tuple[Sequence, ...], q_1NHd: Tensor, k_1NGd: Tensor, v_1NGd: Tensor) -> Tensor:
+def _attend_calls(
+    sequences: tuple[Sequence, ...], kept: list[Tensor], q_1NHd: Tensor, k_1NGd: Tensor, v_1NGd: Tensor
+) -> Tensor:
+    kept += [k_1NGd, v_1NGd]
     outs, at = [], 0
     for sequence in sequences:
         S = max(call.kv_len for call in sequence.calls)
@@ -161,7 +250,7 @@ def _take_logits(
     sequences: tuple[Sequence, ...],
     x_RD: Tensor,
     take: Take,
-    report: Callable[[str], None],
+    report: Report,
 ) -> None:
     """The output layer over some rows at a time, a slice of the vocabulary at a time."""
     calls = [(i, j, len(call.rows)) for i, sequence in enumerate(sequences) for j, call in enumerate(sequence.calls)]

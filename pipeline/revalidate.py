@@ -108,7 +108,7 @@ def _alone(artifact: Path, manifest: dict[str, Any], task: TaskConfig) -> list[F
 def _against_checkpoint(
     artifact: Path, manifest: dict[str, Any], task: TaskConfig, checkpoint: Path, display: Display
 ) -> list[Figure]:
-    config = _config_of(artifact, manifest)
+    config = config_of(artifact, manifest)
     check_settings(task, config.validation)
     with display.stage("load"):
         loaded = load(checkpoint)
@@ -143,7 +143,7 @@ def _task_of(artifact: Path, manifest: dict[str, Any], config: ValidateConfig) -
     return replace(task, prompts=prompts, checker=checker)
 
 
-def _config_of(artifact: Path, manifest: dict[str, Any]) -> RunConfig:
+def config_of(artifact: Path, manifest: dict[str, Any]) -> RunConfig:
     """The configuration that the artifact was made with, checked against the types as any other."""
     return RunConfig(
         recipe=_part(artifact, Recipe, manifest["recipe"]),

@@ -6,12 +6,15 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from runtime.limited import LimitError, limited
 from runtime.program import ProgramError
+
+T = TypeVar("T")
 
 MEMORY = 2**29  # bytes that taking any program apart may take
 PADDING = 15  # most zeros between two constants of a program: it aligns them to 16 bytes
@@ -44,11 +47,23 @@ class ProgramFormat:
 
 def read_format(pte: Path) -> ProgramFormat:
     """In a process of its own, as the file may hold anything. Raises `ProgramError` if it cannot be taken apart."""
+    return _apart(pte, _format)
+
+
+def read_plan(pte: Path) -> tuple[Any, dict[int, dict[str, Any]]]:
+    """What `forward` does, in executorch's schema, and the graph inside each XNNPACK delegate by its index there.
+
+    As `read_format`.
+    """
+    return _apart(pte, _plan)
+
+
+def _apart(pte: Path, work: Callable[[Path], T]) -> T:
     try:
         with tempfile.TemporaryDirectory() as folder:
             size = pte.stat().st_size
             n_bytes = MEMORY + 8 * _program_size(pte) + 3 * size
-            return limited(300 + size // 2**24, n_bytes, _take_apart, pte, folder)
+            return limited(300 + size // 2**24, n_bytes, _take_apart, pte, folder, work)
     except LimitError as error:
         raise ProgramError(f"{pte}: cannot be taken apart: {error}") from error
 
@@ -61,49 +76,40 @@ def _program_size(pte: Path) -> int:
     return min(header.program_size, pte.stat().st_size) if header is not None and header.is_valid() else 0
 
 
-def _take_apart(pte: Path, folder: str) -> ProgramFormat:
+def _take_apart(pte: Path, folder: str, work: Callable[[Path], T]) -> T:
     """folder: for what executorch writes meanwhile."""
-    # The only private parts of executorch that we touch: it offers no public reader of a .pte.
-    from executorch.exir._serialize._program import _flatbuffer_to_program, _get_extended_header
-    from executorch.exir.schema import DataLocation
-
     tempfile.tempdir = folder
     try:
-        size = pte.stat().st_size
-        header = _get_extended_header(_read(pte, 0, min(size, 64)))
-        if header is None or not header.is_valid():
-            raise ProgramError(f"{pte}: not an ExecuTorch program")
-        program = _flatbuffer_to_program(_read(pte, 0, min(size, header.program_size)))
-        segments = [(header.segment_base_offset + s.offset, s.size) for s in program.segments]
-        plan = next(plan for plan in program.execution_plan if plan.name == "forward")
-        operators: Counter[str] = Counter()
-        for chain in plan.chains:
-            for instruction in chain.instructions:
-                call = instruction.instr_args
-                if type(call).__name__ == "KernelCall":
-                    operator = plan.operators[call.op_index]
-                    operators[f"{operator.name}.{operator.overload}".rstrip(".")] += 1
-        graphs = []
-        for delegate in plan.delegates:
-            if delegate.id == "XnnpackBackend":
-                at = delegate.processed.index
-                is_segment = delegate.processed.location == DataLocation.SEGMENT
-                payload = _read(pte, *segments[at]) if is_segment else program.backend_delegate_data[at].data
-                graphs.append(_xnnpack_graph(bytes(payload)))
-        constants = {
-            hashlib.sha256(buffer.storage).hexdigest(): len(buffer.storage) for buffer in program.constant_buffer
-        }
-        if program.constant_segment and program.constant_segment.offsets:
-            start, length = segments[program.constant_segment.segment_index]
-            ends = [*program.constant_segment.offsets[1:], length]
-            for begin, end in zip(program.constant_segment.offsets, ends, strict=True):
-                constants |= _sha256(pte, start + begin, end - begin, PADDING)
-        for data in program.named_data or []:
-            constants |= _sha256(pte, *segments[data.segment_index])
+        return work(pte)
     except (ProgramError, MemoryError):
         raise
     except Exception as error:
         raise ProgramError(f"{pte}: cannot be taken apart: {type(error).__name__}: {error}") from error
+
+
+def _plan(pte: Path) -> tuple[Any, dict[int, dict[str, Any]]]:
+    program, segments, plan = _decoded(pte)
+    return plan, _graphs(pte, program, segments, plan)
+
+
+def _format(pte: Path) -> ProgramFormat:
+    program, segments, plan = _decoded(pte)
+    operators: Counter[str] = Counter()
+    for chain in plan.chains:
+        for instruction in chain.instructions:
+            call = instruction.instr_args
+            if type(call).__name__ == "KernelCall":
+                operator = plan.operators[call.op_index]
+                operators[f"{operator.name}.{operator.overload}".rstrip(".")] += 1
+    graphs = list(_graphs(pte, program, segments, plan).values())
+    constants = {hashlib.sha256(buffer.storage).hexdigest(): len(buffer.storage) for buffer in program.constant_buffer}
+    if program.constant_segment and program.constant_segment.offsets:
+        start, length = segments[program.constant_segment.segment_index]
+        ends = [*program.constant_segment.offsets[1:], length]
+        for begin, end in zip(program.constant_segment.offsets, ends, strict=True):
+            constants |= _sha256(pte, start + begin, end - begin, PADDING)
+    for data in program.named_data or []:
+        constants |= _sha256(pte, *segments[data.segment_index])
     return ProgramFormat(
         operators=dict(sorted(operators.items())),
         delegates=tuple(delegate.id for delegate in plan.delegates),
@@ -114,6 +120,34 @@ def _take_apart(pte: Path, folder: str) -> ProgramFormat:
         planned_memory=tuple(plan.non_const_buffer_sizes[1:]),  # the first is reserved and empty
         constants=constants,
     )
+
+
+def _decoded(pte: Path) -> tuple[Any, list[tuple[int, int]], Any]:
+    """(the program, offset and size of its segments in the file, the plan of `forward`)."""
+    # The only private parts of executorch that we touch: it offers no public reader of a .pte.
+    from executorch.exir._serialize._program import _flatbuffer_to_program, _get_extended_header
+
+    size = pte.stat().st_size
+    header = _get_extended_header(_read(pte, 0, min(size, 64)))
+    if header is None or not header.is_valid():
+        raise ProgramError(f"{pte}: not an ExecuTorch program")
+    program = _flatbuffer_to_program(_read(pte, 0, min(size, header.program_size)))
+    segments = [(header.segment_base_offset + s.offset, s.size) for s in program.segments]
+    plan = next(plan for plan in program.execution_plan if plan.name == "forward")
+    return program, segments, plan
+
+
+def _graphs(pte: Path, program: Any, segments: list[tuple[int, int]], plan: Any) -> dict[int, dict[str, Any]]:
+    from executorch.exir.schema import DataLocation
+
+    graphs = {}
+    for index, delegate in enumerate(plan.delegates):
+        if delegate.id == "XnnpackBackend":
+            at = delegate.processed.index
+            is_segment = delegate.processed.location == DataLocation.SEGMENT
+            payload = _read(pte, *segments[at]) if is_segment else program.backend_delegate_data[at].data
+            graphs[index] = _xnnpack_graph(bytes(payload))
+    return graphs
 
 
 def _read(file: Path, offset: int, n_bytes: int) -> bytes:

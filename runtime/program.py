@@ -179,7 +179,7 @@ def executorch_runtime() -> Any:
         from executorch.runtime import Runtime
 
         for library in ("kernels/quantized/*quantized_ops_aot_lib.*", "extension/llm/custom_ops/*custom_ops_aot_lib.*"):
-            (file,) = _executorch_folder().glob(library)
+            (file,) = executorch_folder().glob(library)
             torch.ops.load_library(file)
     return Runtime.get()
 
@@ -195,7 +195,7 @@ def _without_exporter() -> Iterator[None]:
         yield
         return
     package = types.ModuleType(exporter)
-    package.__path__ = [str(_executorch_folder() / "exir")]
+    package.__path__ = [str(executorch_folder() / "exir")]
     sys.modules[exporter] = package
     try:
         yield
@@ -203,7 +203,7 @@ def _without_exporter() -> Iterator[None]:
         del sys.modules[exporter]  # whoever wants the exporter imports the real one
 
 
-def _executorch_folder() -> Path:
+def executorch_folder() -> Path:
     spec = importlib.util.find_spec("executorch")
     assert spec is not None
     return Path(next(iter(spec.submodule_search_locations or [])))

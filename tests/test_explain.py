@@ -1,0 +1,285 @@
+"""Where an error comes from: a fault is located in its layer, noise in its matrix, and a right program has neither."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import weakref
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model import load_hf_model
+from pipeline import eager
+from pipeline.config import load_recipe
+from pipeline.load import load
+from pipeline.locate import Located, compare, locate
+from pipeline.noise import KINDS, quantization_noise
+from pipeline.quantize import quantize
+from recipes.blocks import Backend
+from recipes.stored import Weights, in_memory
+from runtime.artifact import MANIFEST_FILE, REFERENCE_FILE, sha256
+from runtime.program import MODEL_FILE
+from runtime.reference import Sequence, load_reference
+from runtime.trace import Trace, trace
+from tests.checkpoints import BUNDLED, GOLDEN, ROOT, Build
+
+Pipeline = Callable[..., tuple[int, str, str]]
+Change = Callable[[Tensor], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """An artifact and the weights that it was made of."""
+
+    artifact: Path
+    weights: Weights
+    sequences: tuple[Sequence, ...]
+
+    def locate(self, pte: Path, recipe: str) -> Located:
+        return locate(pte, self.weights, self.sequences, load_recipe(recipe).bounds)
+
+
+@pytest.fixture(scope="module")
+def made(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Made]:
+    cache = tmp_path_factory.mktemp("cache")
+
+    def make(checkpoint: str, recipe: str) -> Made:
+        artifact = build(checkpoint, recipe)
+        folder = BUNDLED if checkpoint == BUNDLED.name else GOLDEN / checkpoint
+        quantized = quantize(load(folder), load_recipe(recipe), cache, lambda _: None)
+        return Made(artifact, quantized.weights, load_reference(artifact / REFERENCE_FILE).sequences)
+
+    return make
+
+
+def with_fault(made: Made, name: str, change: Change, to: Path) -> Path:
+    """The program with the bytes of one weight, or of its scales, changed."""
+    weight, _, part = name.partition(":")
+    parameter = made.weights.model.get_parameter(weight).data
+    right: Tensor = getattr(parameter, part) if part else parameter
+    right = right.detach().clone()
+    program = (made.artifact / MODEL_FILE).read_bytes()
+    # XNNPACK may hold a scale wider than it was chosen.
+    forms = [form for form in (right, right.float()) if program.count(raw(form)) == 1]
+    to.write_bytes(program.replace(raw(forms[0]), raw(change(forms[0]))))
+    return to
+
+
+def raw(tensor: Tensor) -> bytes:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "recipe"),
+    [
+        ("dream_sudoku", "int4_xnnpack"),
+        ("gqa2", "fp32_xnnpack"),
+        ("gqa2", "fp16_xnnpack"),
+        ("gqa2", "fp32_portable"),
+        ("mqa4-sharded", "int4_xnnpack"),
+    ],
+)
+def test_a_right_program_raises_no_alarm(made: Callable[[str, str], Made], checkpoint: str, recipe: str) -> None:
+    case = made(checkpoint, recipe)
+    located = case.locate(case.artifact / MODEL_FILE, recipe)
+    assert (located.layer, located.message) == (None, "")
+    config = case.weights.model.config
+    assert len(located.layers) == config.num_hidden_layers
+    exact = load_recipe(recipe).bounds.fidelity_exact_db
+    assert located.embedding_db >= exact
+    for layer in located.layers:
+        assert layer.is_exact
+        assert min(layer.keys_db, layer.values_db, layer.output_db or 0) >= exact
+
+
+@pytest.mark.parametrize(
+    ("layer", "weight", "parts"),
+    [
+        (0, "input_layernorm.weight", ["keys", "values", "output"]),
+        (1, "self_attn.k_proj.weight:scale", ["keys", "output"]),
+        (2, "self_attn.v_proj.bias", ["values", "output"]),
+        (3, "mlp.down_proj.weight:scale", ["output"]),
+    ],
+)
+def test_a_fault_in_one_layer_is_located(
+    made: Callable[[str, str], Made], tmp_path: Path, layer: int, weight: str, parts: list[str]
+) -> None:
+    """A tenth more in one weight of the program: its layer is wrong, in what depends on it, and no other is."""
+    case = made("dream_sudoku", "int4_xnnpack")
+    pte = with_fault(case, f"layers.{layer}.{weight}", lambda right: right * 1.125, tmp_path / MODEL_FILE)
+    located = case.locate(pte, "int4_xnnpack")
+    assert located.layer == layer
+    assert located.message.startswith(f"layer {layer} ")
+    assert located.message.count("wrong") == 1
+    for i, found in enumerate(located.layers):
+        assert [wrong.split()[0] for wrong in found.wrong] == (parts if i == layer else []), i
+
+
+def test_a_fault_of_a_float_program_is_located(made: Callable[[str, str], Made], tmp_path: Path) -> None:
+    case = made("gqa2", "fp32_xnnpack")
+
+    def one_weight(right: Tensor) -> Tensor:
+        right[3, 5] += 0.01
+        return right
+
+    pte = with_fault(case, "layers.0.self_attn.k_proj.weight", one_weight, tmp_path / "k.pte")
+    assert case.locate(pte, "fp32_xnnpack").message.startswith("layer 0 is wrong: keys ")
+    pte = with_fault(case, "embed_tokens.weight", lambda right: right * 1.001, tmp_path / "embedding.pte")
+    located = case.locate(pte, "fp32_xnnpack")
+    assert located.layer is None
+    assert located.message.startswith("the embedding is wrong: 60.0 dB")
+    pte = with_fault(case, "norm.weight", lambda right: right * 1.01, tmp_path / "norm.pte")
+    message = case.locate(pte, "fp32_xnnpack").message
+    assert message.startswith("layer 1 (or the norm and output layer after it) is wrong: output 40.")
+
+
+def without(traced: Trace, layer: int) -> Trace:
+    parts = {name: getattr(traced, name) for name in ("x_1ND", "k_1NGd", "v_1NGd")}
+    return dataclasses.replace(traced, **{name: part[:layer] + part[layer + 1 :] for name, part in parts.items()})
+
+
+def test_faults_of_structure_are_told_apart(made: Callable[[str, str], Made]) -> None:
+    """As a program would be recorded that skips a layer, swaps two, or rotates keys by another position."""
+    case = made("dream_sudoku", "int4_xnnpack")
+    bounds = load_recipe("int4_xnnpack").bounds
+    short = tuple(sequence for sequence in case.sequences if sequence.name.startswith("short"))
+    traced = trace(case.artifact / MODEL_FILE, short[:4])
+    assert traced.sequences == short[:4]
+    assert compare(traced, case.weights, bounds).message == ""
+    skipped = compare(without(traced, 2), case.weights, bounds)
+    assert (skipped.layer, skipped.message[:23]) == (1, "it runs 3 layers of 4. ")
+    swapped = dataclasses.replace(traced, k_1NGd=tuple(traced.k_1NGd[i] for i in (0, 2, 1, 3)))
+    located = compare(swapped, case.weights, bounds)
+    assert located.layer == 1
+    assert re.fullmatch(r"layer 1 is wrong: keys [^;.]*\.\d dB[^.]*\. layer 2 is wrong: keys .*", located.message)
+    turned = dataclasses.replace(traced, k_1NGd=tuple(k_1NGd.roll(1, 1) for k_1NGd in traced.k_1NGd))
+    assert compare(turned, case.weights, bounds).message.startswith("every layer is wrong: keys ")
+    broken = dataclasses.replace(traced, v_1NGd=tuple(v_1NGd * torch.nan for v_1NGd in traced.v_1NGd))
+    assert compare(broken, case.weights, bounds).layer == 0
+
+
+@pytest.fixture(scope="module")
+def golden(build: Build) -> tuple[Weights, tuple[Sequence, ...]]:
+    """gqa2 in float32, with the recorded sequences of its artifact."""
+    model, _, _ = load_hf_model(GOLDEN / "gqa2", dtype=torch.float32)
+    return in_memory(model, Backend.xnnpack), load_reference(build("gqa2", "fp32_xnnpack") / REFERENCE_FILE).sequences
+
+
+def test_noise_is_found_in_its_matrix(golden: tuple[Weights, tuple[Sequence, ...]]) -> None:
+    """A model that differs from float32 in one matrix: noise of known size there, and in no other."""
+    float32, sequences = golden
+    model, _, _ = load_hf_model(GOLDEN / "gqa2", dtype=torch.float32)
+    weight = model.get_parameter("layers.1.mlp.up_proj.weight")
+    weight.data = weight.data * 1.01
+    noise = quantization_noise(float32, in_memory(model, Backend.xnnpack), sequences, lambda _: None)
+    exact = 200.0
+    assert noise.embedding_db == noise.lm_head_db == exact
+    assert noise.layers[0].matrices == dict.fromkeys(KINDS, exact)
+    assert noise.layers[1].matrices == dict.fromkeys(KINDS, exact) | {"up_proj": pytest.approx(40, abs=0.01)}
+    assert [layer.share for layer in noise.layers] == [0, 1]
+    assert noise.layers[0].stream_db == exact
+    assert noise.layers[1].stream_db == noise.layers[1].alone_db < exact
+    assert 20 < noise.logits_db < exact
+
+
+def test_the_floats_of_one_layer_are_in_memory(
+    golden: tuple[Weights, tuple[Sequence, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers: list[weakref.ref[Any]] = []
+    make = eager._layer
+
+    def watched(*arguments: Any) -> Any:
+        assert all(layer() is None for layer in layers)
+        made = make(*arguments)
+        layers.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(eager, "_layer", watched)
+    float32, sequences = golden
+    quantization_noise(float32, float32, sequences, lambda _: None)
+    assert len(layers) == 3 * 2
+
+
+def test_the_command_explains_and_locates(pipeline: Pipeline, build: Build, made: Any, tmp_path: Path) -> None:
+    artifact = tmp_path / "artifact"
+    shutil.copytree(build("gqa2", "int4_xnnpack"), artifact)
+    keys = ["explain", f"artifact={artifact}", f"checkpoint={GOLDEN / 'gqa2'}", f"cache={tmp_path / 'cache'}"]
+    code, out, _ = pipeline(*keys, f"output={tmp_path / 'out.json'}")
+    assert code == 0
+    assert out.splitlines()[-1].endswith("; the program is what was meant, layer by layer")
+    result = json.loads((tmp_path / "out.json").read_text())
+    layers = result["quantization"]["layers"]
+    assert sum(layer["share"] for layer in layers) == pytest.approx(1)
+    for layer, recorded in zip(layers, result["program"]["layers"], strict=True):
+        assert all(5 < db < 60 for db in [layer["stream_db"], layer["alone_db"], *layer["matrices"].values()])
+        assert recorded["wrong"] == []
+    # What reaches the logits is about what validation found: over fewer tokens, and over all of their rows.
+    figures = json.loads((artifact / MANIFEST_FILE).read_text())["figures"]
+    (sqnr,) = [figure["value"] for figure in figures if figure["name"] == "sqnr_db"]
+    assert result["quantization"]["logits_db"] == pytest.approx(sqnr, abs=2)
+
+    case = made("gqa2", "int4_xnnpack")
+    name = "layers.1.self_attn.k_proj.weight:scale"
+    with_fault(case, name, lambda right: right * 2, artifact / MODEL_FILE)
+    manifest = json.loads((artifact / MANIFEST_FILE).read_text())
+    manifest["files"][MODEL_FILE]["sha256"] = sha256(artifact / MODEL_FILE)
+    (artifact / MANIFEST_FILE).write_text(json.dumps(manifest))
+    code, out, err = pipeline(*keys, f"output={tmp_path / 'out.html'}")
+    assert code == 5
+    assert re.fullmatch(r"error: artifact: layer 1 is wrong: keys -?\d+\.\d dB, .*\n", err)
+    page = (tmp_path / "out.html").read_text()
+    assert "layer 1 is wrong" in page
+    assert not re.search(r"""(src|href)=|url\(|@import""", page)
+    svg = ET.fromstring(re.findall(r"<svg.*</svg>", page, flags=re.DOTALL)[0])
+    titles = [title.text for title in svg.iter("{http://www.w3.org/2000/svg}title")]
+    db = layers[1]["matrices"]["down_proj"]
+    assert f"down of layer 1: {db:.1f} dB" in titles
+    assert len(titles) == 1 + len(layers) * len(KINDS)
+
+
+def test_wrong_keys_are_one_line(pipeline: Pipeline, build: Build, tmp_path: Path) -> None:
+    artifact = build("gqa2", "fp32_xnnpack")
+    keys = ["explain", f"artifact={artifact}", f"cache={tmp_path}"]
+    for code, given, said in (
+        (2, [], "checkpoint is not given"),
+        (2, [f"checkpoint={GOLDEN / 'gqa2'}", "output=x.png"], ".json, .svg, .html"),
+        (7, [f"checkpoint={GOLDEN / 'gqa2'}", f"output={tmp_path}/no/x.svg"], "there is no folder"),
+        (3, [f"checkpoint={GOLDEN / 'mha-tied'}"], "is not the checkpoint"),
+        (3, [f"checkpoint={tmp_path / 'none'}"], "no such folder"),
+    ):
+        found, _, err = pipeline(*keys, *given)
+        assert (found, err.count("\n")) == (code, 1), err
+        assert said in err
+    assert pipeline("explain", f"artifact={tmp_path}", f"checkpoint={BUNDLED}")[0] == 6
+
+
+def test_the_page_shows_what_the_command_does(pipeline: Pipeline, build: Build, tmp_path: Path) -> None:
+    artifact = build("dream_sudoku", "int4_xnnpack")
+    picture = tmp_path / "explain.svg"
+    keys = [f"artifact={artifact}", f"checkpoint={BUNDLED}", f"cache={tmp_path}", f"output={picture}"]
+    code, out, _ = pipeline("explain", *keys)
+    assert code == 0
+    page = (ROOT / "docs" / "explain.md").read_text()
+    shown = [line for line in re.findall(r"```text\n(.*?)```", page, flags=re.DOTALL)[0].splitlines() if line.strip()]
+    printed = [line for line in out.splitlines() if line.strip() and " s   peak " not in line]
+    assert len(shown) == len(printed)
+    for mine, theirs in zip(shown, printed, strict=True):
+        _same(mine, theirs)
+    kept = (ROOT / "docs" / "explain.svg").read_text()
+    _same(" ".join(re.findall(r">([^<]+)</text>", kept)), " ".join(re.findall(r">([^<]+)</text>", picture.read_text())))
+
+
+def _same(mine: str, theirs: str) -> None:
+    """The same words, and numbers that differ no more than machines do."""
+    number = r"\d+\.?\d*"
+    assert re.sub(number, "0", mine).split() == re.sub(number, "0", theirs).split()
+    for a, b in zip(re.findall(number, mine), re.findall(number, theirs), strict=True):
+        assert float(a) == pytest.approx(float(b), rel=0.1, abs=1.0), (mine, theirs)
