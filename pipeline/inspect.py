@@ -14,7 +14,7 @@ from rich.text import Text
 from pipeline.config import InspectConfig
 from pipeline.display import mib, table
 from pipeline.errors import BadArtifactError
-from pipeline.package import REPORT_FILE
+from pipeline.report import REPORT_FILE
 from pipeline.verify import check_signatures, check_whole, signed_by
 from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE, ArtifactError, files_of, read_small
 

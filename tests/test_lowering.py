@@ -11,6 +11,7 @@ import pytest
 import torch
 from executorch.backends.xnnpack import _passes, xnnpack_preprocess
 from executorch.backends.xnnpack.partition.config import xnnpack_config
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model import DreamEdge, DreamEdgeConfig
 from recipes import xnnpack
@@ -64,6 +65,25 @@ def test_merging_and_fewer_passes_change_no_result(lower: Lower) -> None:
     one, other = Program.open(adapted), Program.open(unmerged)
     for tokens, start, kv_len in (([1, 2, 3, 4, 5], 0, 5), ([6, 7], 5, 7), ([8], 2, 7)):
         assert torch.equal(one.forward(tokens, start, kv_len), other.forward(tokens, start, kv_len))
+
+
+@pytest.mark.parametrize("keepdim", [True, False])
+@pytest.mark.parametrize("shape", [(1, 5, 32), (7, 64)])
+def test_shapes_are_those_that_torchao_computes(shape: tuple[int, ...], keepdim: bool) -> None:
+    ops = torch.ops.torchao
+    blocks = [*(1 for _ in shape[:-1]), shape[-1]]
+
+    def through(x: torch.Tensor) -> list[torch.Tensor]:
+        parameters = (blocks, torch.int8, -128, 127, 1e-6, torch.float32, torch.int8, keepdim)
+        scale, zero_point = ops.choose_qparams_affine(x, "ASYMMETRIC", *parameters)
+        integers = ops.quantize_affine(x, blocks, scale, zero_point, torch.int8, -128, 127)
+        return [scale, zero_point, integers, ops.dequantize_affine(integers, blocks, scale, zero_point, torch.int8)]
+
+    real = through(torch.randn(shape))
+    with FakeTensorMode():
+        fake = through(torch.randn(shape))
+    assert real[0].unique().numel() > 1  # real tensors are computed with
+    assert [(t.shape, t.dtype, t.stride()) for t in fake] == [(t.shape, t.dtype, t.stride()) for t in real]
 
 
 def test_the_passes_that_are_left_out_exist() -> None:

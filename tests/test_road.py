@@ -17,7 +17,7 @@ from runtime.artifact import read_manifest
 from tests.checkpoints import RECIPES, ROOT, Build
 from tests.resealing import reseal
 
-# Every recipe on the trained checkpoint and on one golden one; on the others the formats that tied weights and shards meet.
+# Every recipe on the trained checkpoint and on a golden one; on the others what tied weights and shards meet.
 BUILT = [
     *((checkpoint, recipe) for checkpoint in ("dream_sudoku", "gqa2") for recipe in RECIPES),
     *(("mha-tied", recipe) for recipe in ("fp32_xnnpack", "fp32_portable", "int4_xnnpack")),
