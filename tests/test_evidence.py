@@ -78,7 +78,7 @@ def test_a_figure_does_not_depend_on_the_threads() -> None:
     """torch adds up a large tensor in as many parts as there are threads."""
     torch.manual_seed(0)
     expected = torch.randn(1000, 1024)
-    actual = expected + 0.01 * torch.randn(1000, 1024)
+    actual = expected + torch.randn(1000, 1024)  # near 0 dB the last bits of the sums are seen
     threads = torch.get_num_threads()
     try:
         figures = set()
