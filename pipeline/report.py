@@ -183,7 +183,8 @@ def _fidelity_plot(calls: list[dict[str, Any]], figures: dict[str, Any]) -> Plot
         if mine
     ]
     names = {"fidelity_db": "bound", "fidelity_exact_db": "bound of calls without a tie"}
-    bounds = {text: figures[name]["bound"] for name, text in names.items() if name in figures}
+    by_bound = {figures[name]["bound"]: text for name, text in reversed(names.items()) if name in figures}
+    bounds = {text: bound for bound, text in by_bound.items()}  # of two that are equal the first
     title = "Fidelity over the length"
     text = "Each recorded call against the same quantized model in eager."
     if not series:
