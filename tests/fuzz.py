@@ -124,7 +124,8 @@ def _damaged_json(whole: bytes, chance: random.Random) -> bytes:
 
 def _place(content: Any, chance: random.Random) -> tuple[Any, Any]:
     """A random (list or object, its index or key), each level as likely as the next."""
-    found, here = (None, None), content
+    found: tuple[Any, Any] = (None, None)
+    here = content
     while isinstance(here, dict | list) and here:
         key = chance.choice(list(here)) if isinstance(here, dict) else chance.randrange(len(here))
         found, here = (here, key), here[key]
