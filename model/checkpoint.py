@@ -172,7 +172,7 @@ def _check_header(file: Path) -> None:
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
     if length > MAX_JSON:
-        raise CheckpointError(f"{file}: damaged safetensors file: a header of {length} bytes, more than {MAX_JSON}")
+        raise CheckpointError(f"{file}: damaged or truncated safetensors file: a header of {length} bytes")
 
 
 def _check(folder: Path, config: DreamEdgeConfig, shapes: dict[str, tuple[int, ...]], found: dict[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import resource
@@ -53,6 +54,7 @@ def limited(seconds: int, n_bytes: int, work: Callable[P, T], *args: P.args, **k
 def _child(sender: Connection, n_bytes: int, work: Callable[..., Any], args: Any, kwargs: Any) -> None:
     os.setpgid(0, 0)  # Ctrl-C is for the parent, which ends this group
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    faulthandler.disable()  # the parent says that it crashed
     restrict(n_bytes)
     try:
         outcome: tuple[bool, Any] = True, work(*args, **kwargs)

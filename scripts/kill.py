@@ -1,14 +1,14 @@
 """`kill -9` a run at random moments, and look what is left: docs/hostile.md shows the figures.
 
-python -m scripts.kill N OUTPUT.json [--seed N]
+python -m scripts.kill N OUTPUT.json --artifact DIR --seconds N [--seed N]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,55 +28,52 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="`kill -9` a run at random moments, and look what is left.")
     parser.add_argument("n", type=int, help="how many moments")
     parser.add_argument("output", type=Path, help="a JSON file for the figures")
+    parser.add_argument("--artifact", type=Path, required=True, help="the earlier one, which runs try to replace")
+    parser.add_argument("--seconds", type=float, required=True, help="that a run takes here")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     chance = random.Random(args.seed)
     in_stage: Counter[str] = Counter()
-    found: Counter[str] = Counter()
+    found: Counter[str] = Counter({"other folders left": 0})
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "out"
-        started = time.monotonic()
-        assert _run(folder, LENGTHS[0], None)[0] == 0
-        whole = time.monotonic() - started
-        there = LENGTHS[0]
+        shutil.copytree(args.artifact, output)
+        there = read_manifest(output)["export"]["max_seq_len"]
         for i in range(args.n):
-            new = LENGTHS[1] if there == LENGTHS[0] else LENGTHS[0]
+            new = LENGTHS[there == LENGTHS[0]]
             # Every other one after validation, when the folders change places: that takes milliseconds.
-            moment = ("validate", 0.2 * chance.random()) if i % 2 else (None, whole * chance.random())
+            moment = ("validate", 0.2 * chance.random()) if i % 2 else (None, args.seconds * chance.random())
             code, stage = _run(folder, new, moment)
             in_stage[stage] += 1
             try:
                 now = read_manifest(output)["export"]["max_seq_len"]
                 found["the new one" if now == new else "the earlier one"] += 1
-                found["ended before it was killed"] += code == 0
                 there = now
             except ArtifactError as error:
                 found[f"LOST: {error}"] += 1
+            found["ended before it was killed"] += code == 0
             surplus = {path.name for path in Path(folder).iterdir()} - {"out", ".out.partial", "cache"}
             found["other folders left"] += bool(surplus)
-        assert _run(folder, LENGTHS[0], None)[0] == 0
-        left = sorted(path.name for path in Path(folder).iterdir())
-    result = {"kills": args.n, "seed": args.seed, "seconds_of_a_run": round(whole, 1), "found": dict(found)}
-    result |= {"killed_in": {stage: in_stage[stage] for stage in (*STAGES, "end")}, "left_by_the_next_run": left}
-    args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    logging.getLogger(__name__).info("%s", result)
+            killed_in = {stage: in_stage[stage] for stage in (*STAGES, "end")}
+            result = {"kills": i + 1, "seed": args.seed, "found": dict(found), "killed_in": killed_in}
+            # After each: it may be cut short itself.
+            args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _run(folder: str, max_seq_len: int, moment: tuple[str | None, float] | None) -> tuple[int, str]:
-    """(exit code, the stage it was in). moment: (a stage that has to be done, seconds after it); None lets it end."""
+def _run(folder: str, max_seq_len: int, moment: tuple[str | None, float]) -> tuple[int, str]:
+    """(exit code, the stage it was in). moment: a stage that has to be done, or None, and seconds after it."""
     arguments = ["recipe=fp32_portable", f"checkpoint={GOLDEN / 'gqa2'}", f"output={folder}/out", "overwrite=true"]
     arguments += [f"cache={folder}/cache", f"export.max_seq_len={max_seq_len}", "validation.n_prompts=8"]
     command = [sys.executable, "-u", "-m", "pipeline", "run", *arguments]
     done = -1
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as run:
         assert run.stdout is not None
-        if moment is not None:
-            after, seconds = moment
-            if after is not None:
-                next((line for line in run.stdout if line.startswith(after)), None)
-                done = STAGES.index(after)
-            time.sleep(seconds)
-            run.send_signal(signal.SIGKILL)
+        after, seconds = moment
+        if after is not None:
+            next((line for line in run.stdout if line.startswith(after)), None)
+            done = STAGES.index(after)
+        time.sleep(seconds)
+        run.send_signal(signal.SIGKILL)
         said = run.stdout.read()
     done = max([done, *(i for i, stage in enumerate(STAGES) if f"\n{stage} " in f"\n{said}")])
     return run.returncode, STAGES[done + 1] if done + 1 < len(STAGES) else "end"

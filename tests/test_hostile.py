@@ -176,7 +176,7 @@ def test_a_pattern_that_backtracks_without_end(tmp_path: Path, capfd: pytest.Cap
     [
         "{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}",
         "{{ 'a' * 10 ** 10 }}",
-        "{% set x = 9 ** 9 ** 9 %}",
+        "{% set x = 9 ** (9 ** 9) %}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{{ ().__class__.__base__.__subclasses__() }}",
         "{% for a in m %}" * 40 + "{% endfor %}" * 40,
