@@ -177,16 +177,17 @@ def test_noise_is_found_in_its_matrix(golden: tuple[Weights, tuple[Sequence, ...
     """A model that differs from float32 in one matrix: noise of known size there, and in no other."""
     float32, sequences = golden
     model, _, _ = load_hf_model(GOLDEN / "gqa2", dtype=torch.float32)
-    weight = model.get_parameter("layers.1.mlp.up_proj.weight")
+    weight = model.get_parameter("layers.0.mlp.up_proj.weight")
     weight.data = weight.data * 1.01
     noise = quantization_noise(float32, in_memory(model, Backend.xnnpack), sequences, lambda _: None)
     exact = 200.0
     assert noise.embedding_db == noise.lm_head_db == exact
-    assert noise.layers[0].matrices == dict.fromkeys(KINDS, exact)
-    assert noise.layers[1].matrices == dict.fromkeys(KINDS, exact) | {"up_proj": pytest.approx(40, abs=0.01)}
-    assert [layer.share for layer in noise.layers] == [0, 1]
-    assert noise.layers[0].stream_db == exact
-    assert noise.layers[1].stream_db == noise.layers[1].alone_db < exact
+    first, second = noise.layers
+    assert first.matrices == dict.fromkeys(KINDS, exact) | {"up_proj": pytest.approx(40, abs=0.01)}
+    assert second.matrices == dict.fromkeys(KINDS, exact)
+    assert (first.share, second.share) == (1, 0)
+    assert first.stream_db == first.alone_db < exact
+    assert second.stream_db < exact == second.alone_db  # it carries noise, and adds none
     assert 20 < noise.logits_db < exact
 
 
