@@ -21,12 +21,13 @@ from model import CheckpointError, ConfigError, load_hf_model
 from pipeline.__main__ import main
 from pipeline.errors import PipelineError
 from pipeline.tokenizer import chat_template, decode, encode, load_tokenizer, render_chat, special_tokens
-from runtime.artifact import MANIFEST_FILE, ArtifactError, expectations, load_manifest, read_manifest, sha256
+from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE, ArtifactError, expectations, load_manifest, read_manifest
 from runtime.format import read_format
 from runtime.limited import LimitError, limited
 from runtime.program import Program, ProgramError, executorch_runtime
 from runtime.reference import ReferenceError, load_reference
 from tests.checkpoints import BUNDLED, GOLDEN
+from tests.resealing import reseal
 
 SECONDS, MEMORY = 10, 2**31
 REFUSED, TAKEN = "refused", "taken"
@@ -198,7 +199,7 @@ def targets(artifact: Path, folder: Path) -> dict[str, Target]:
     chatty = folder / "tokenizer"
     tokenizer_json(BUNDLED, chatty)
     files = tuple(sorted(file.name for file in artifact.iterdir()))
-    sealed = tuple(name for name in files if name != MANIFEST_FILE)
+    sealed = tuple(name for name in files if name != PROVENANCE_FILE)  # what only a signature covers
     of_checkpoint = ("config.json", "model.safetensors")
     of_shards = ("config.json", "model.safetensors.index.json", *_shards(GOLDEN / "mqa4-sharded"))
     of_tokenizer = ("tokenizer.json", "tokenizer_config.json")
@@ -275,16 +276,14 @@ def command(name: str) -> Callable[[Path], None]:
 
 
 def validate_resealed(folder: Path) -> None:
-    """With a manifest that agrees with the damaged files: only what is in them can give them away."""
-    whole = (folder / MANIFEST_FILE).read_bytes()
-    manifest = json.loads(whole)
-    for name in manifest["files"]:
-        manifest["files"][name] = {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size}
-    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+    """With a manifest and a provenance that agree with the damaged files: only what is in them can give them away."""
+    whole = {name: (folder / name).read_bytes() for name in (MANIFEST_FILE, PROVENANCE_FILE)}
+    reseal(folder)
     try:
         command("validate")(folder)
     finally:
-        (folder / MANIFEST_FILE).write_bytes(whole)
+        for name, content in whole.items():
+            (folder / name).write_bytes(content)
 
 
 def tokenizer_json(source: Path, folder: Path) -> None:

@@ -11,9 +11,10 @@ from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE, files_of, sha256
 def reseal(artifact: Path) -> None:
     """Bring the digests of the manifest, and those of `provenance.json`, in line with the files."""
     manifest = json.loads((artifact / MANIFEST_FILE).read_text())
+    there = {file.name for file in artifact.iterdir()}
     for entries in (manifest["files"], manifest["run"]["files"]):
         for name in entries:
-            if (artifact / name).is_file():
+            if name in there:
                 entries[name] = {"sha256": sha256(artifact / name), "bytes": (artifact / name).stat().st_size}
     (artifact / MANIFEST_FILE).write_text(json.dumps(manifest))
     digests = {name: entry["sha256"] for name, entry in files_of(manifest).items()}

@@ -24,6 +24,7 @@ from pipeline.revalidate import pinned
 from runtime.artifact import MANIFEST_FILE, load_manifest
 from runtime.figures import Figure
 from tests.checkpoints import ROOT, Build
+from tests.resealing import reseal
 
 Pipeline = Callable[..., tuple[int, str, str]]
 PAGE = (ROOT / "docs" / "ci.md").read_text()
@@ -205,5 +206,6 @@ def test_a_baseline_has_to_be_comparable(build: Build, tmp_path: Path) -> None:
     )
     for change in changes:
         (damaged / MANIFEST_FILE).write_text(json.dumps(manifest | change))
+        reseal(damaged)
         with pytest.raises(BadArtifactError, match=MANIFEST_FILE):
             open_baseline(damaged, manifest)

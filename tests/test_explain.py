@@ -25,11 +25,12 @@ from pipeline.noise import KINDS, quantization_noise
 from pipeline.quantize import quantize
 from recipes.blocks import Backend
 from recipes.stored import Weights, in_memory
-from runtime.artifact import MANIFEST_FILE, REFERENCE_FILE, sha256
+from runtime.artifact import MANIFEST_FILE, REFERENCE_FILE
 from runtime.program import MODEL_FILE
 from runtime.reference import Sequence, load_reference
 from runtime.trace import Trace, trace
 from tests.checkpoints import BUNDLED, GOLDEN, ROOT, Build
+from tests.resealing import reseal
 
 Pipeline = Callable[..., tuple[int, str, str]]
 Change = Callable[[Tensor], Tensor]
@@ -230,9 +231,7 @@ def test_the_command_explains_and_locates(pipeline: Pipeline, build: Build, made
     case = made("gqa2", "int4_xnnpack")
     name = "layers.1.self_attn.k_proj.weight:scale"
     with_fault(case, name, lambda right: right * 2, artifact / MODEL_FILE)
-    manifest = json.loads((artifact / MANIFEST_FILE).read_text())
-    manifest["files"][MODEL_FILE]["sha256"] = sha256(artifact / MODEL_FILE)
-    (artifact / MANIFEST_FILE).write_text(json.dumps(manifest))
+    reseal(artifact)
     code, out, err = pipeline(*keys, f"output={tmp_path / 'out.html'}")
     assert code == 5
     assert re.fullmatch(r"error: artifact: layer 1 is wrong: keys -?\d+\.\d dB, .*\n", err)

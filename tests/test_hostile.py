@@ -27,6 +27,7 @@ from runtime.program import ProgramError
 from runtime.reference import ReferenceError, load_reference
 from runtime.replay import replay
 from tests.checkpoints import BUNDLED, GOLDEN, ROOT
+from tests.resealing import reseal
 
 Pipeline = Callable[..., tuple[int, str, str]]
 TERABYTES = (2**42).to_bytes(8, "little")
@@ -116,6 +117,7 @@ def test_a_manifest_that_names_other_places(artifact: Path, pipeline: Pipeline, 
     manifest = json.loads((artifact / "manifest.json").read_text())
     manifest["files"][name] = {"sha256": "", "bytes": 0}
     (artifact / "manifest.json").write_text(json.dumps(manifest))
+    reseal(artifact)
     code, _, err = pipeline("validate", f"artifact={artifact}")
     assert (code, err.count("\n")) == (6, 1), err
 
@@ -130,6 +132,7 @@ def test_a_manifest_that_asks_for_more(artifact: Path, pipeline: Pipeline, part:
     manifest = json.loads((artifact / "manifest.json").read_text())
     manifest[part] |= change
     (artifact / "manifest.json").write_text(json.dumps(manifest))
+    reseal(artifact)
     code, _, err = pipeline("validate", f"artifact={artifact}", f"checkpoint={GOLDEN / 'gqa2'}")
     assert (code, err.count("\n")) == (6, 1), err
     assert os.environ["HOME"] not in err.replace(str(artifact), "")
