@@ -69,7 +69,7 @@ def test_int4_is_int4(build: Build) -> None:
 
 def test_same_export_in_another_process_gives_the_same_bytes(build: Build) -> None:
     """`validate checkpoint=` exports again: here in a process with another hash seed, thread count and time zone."""
-    artifact = build("dream_sudoku", "int4_xnnpack")
+    artifact = build("dream_sudoku", "fp32_xnnpack")
     environment = {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1", "TZ": "Asia/Tokyo", "PATH": "/usr/bin:/bin"}
     checkpoint = ROOT / "assets" / "dream_sudoku"
     command = [sys.executable, "-m", "pipeline", "validate", f"artifact={artifact}", f"checkpoint={checkpoint}"]
