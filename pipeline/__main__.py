@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 
-# Commands that run an artifact's program in their own process, and the exit code for one that crashes it.
-FOREIGN, BAD_ARTIFACT = ("generate", "evaluate"), 6
+from pipeline.errors import BadArtifactError
+
+FOREIGN = ("generate", "evaluate")  # commands that run an artifact's program in their own process
 
 HELP = """\
 DreamEdge: a Dream checkpoint to a validated ExecuTorch program.
@@ -72,7 +73,7 @@ def _watched() -> int | None:
             return code
         if ended:
             sys.stderr.write(f"error: the runtime crashed ({signal.Signals(-code).name}) while running the program\n")
-            return BAD_ARTIFACT
+            return BadArtifactError.exit_code
 
 
 if __name__ == "__main__":

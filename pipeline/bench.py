@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from pipeline.errors import BadArtifactError, UsageError
 from pipeline.output import check_output, machine, write_json
 from runtime.artifact import ArtifactError, load_manifest
 from runtime.bench import Settings
+from runtime.limited import died_of
 from runtime.program import MODEL_FILE
 
 
@@ -81,9 +81,7 @@ def run_bench(pte: Path, settings: Settings, tell: Callable[[str], None]) -> dic
             child.kill()
             raise
     if child.returncode < 0:
-        raise BadArtifactError(
-            f"{pte}: the runtime crashed ({signal.Signals(-child.returncode).name}) while measuring it"
-        )
+        raise BadArtifactError(f"{pte}: the runtime crashed ({died_of(child.returncode)}) while measuring it")
     if child.returncode != 0 or result is None:
         raise BadArtifactError(complaint[-1] if complaint else f"{pte}: the runtime ended with {child.returncode}")
     return result

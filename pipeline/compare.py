@@ -20,7 +20,7 @@ from pipeline.display import table
 from pipeline.errors import BadArtifactError
 from pipeline.output import check_output, write_text
 from pipeline.report import PARTS, REPORT_FILE, agreement_plot, difference_plot, page, size, speed_plot
-from runtime.artifact import ArtifactError, files_of, read_manifest
+from runtime.artifact import ArtifactError, files_of, read_manifest, read_small
 
 SAME = 0.01  # values nearer to each other are neither better nor worse
 SAME_ONCE = 0.1  # times, and the memory of processes, were measured once
@@ -128,7 +128,7 @@ def _open(folder: Path) -> Artifact:
         manifest = read_manifest(folder)
         if REPORT_FILE not in files_of(manifest):
             raise ArtifactError(f"{folder}: its manifest names no {REPORT_FILE}")
-        report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+        report = json.loads(read_small(folder / REPORT_FILE))
     except (OSError, ValueError, RecursionError) as error:
         raise BadArtifactError(f"{folder / REPORT_FILE}: not a report: {type(error).__name__}: {error}") from error
     except ArtifactError as error:

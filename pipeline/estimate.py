@@ -28,7 +28,7 @@ MIB = 2**20
 PROCESS = 385 * MIB  # Python, torch, torchao and executorch, imported
 GRAPH, GRAPH_PER_WEIGHT = 7.4 * MIB, 0.044  # of a layer, exported, and for each of its weights
 DELEGATE = 42 * MIB  # of a layer, while the graphs of all delegates are there
-WRITTEN = 30 * MIB  # of a layer, when its delegate is bytes; 22 to 32 in five measured roads of 28 layers
+WRITTEN = 30 * MIB  # of a layer, when its delegate is bytes; 9 to 49 in five measured roads of 28 layers
 CHILD = 240 * MIB  # the process that runs the program, without it
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from runtime.format import read_plan
+from runtime.limited import died_of
 from runtime.program import ProgramError, executorch_folder, executorch_runtime
 from runtime.reference import Call, Sequence
 
@@ -199,7 +199,7 @@ def _record(pte: Path, sequences: tuple[Sequence, ...], n_bytes: int, folder: Pa
     root = str(Path(__file__).resolve().parent.parent)
     child = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=root, check=False)
     if child.returncode < 0:
-        raise TraceError(f"{pte}: the runtime crashed ({signal.Signals(-child.returncode).name}) while recording it")
+        raise TraceError(f"{pte}: the runtime crashed ({died_of(child.returncode)}) while recording it")
     if child.returncode != 0:
         lines = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
         raise TraceError(f"{pte}: cannot be recorded: {lines[-1]}")
