@@ -221,7 +221,7 @@ def _entry(file: Path) -> dict[str, Any]:
 
 def _parts(weights: dict[str, list[str]], constants: dict[str, int], program: int) -> dict[str, int]:
     """Bytes of the program by the part of the network that they belong to; what two share is the first one's."""
-    sizes = dict.fromkeys(("embedding", "attention", "mlp", "output", "norms"), 0)
+    sizes = dict.fromkeys(("embedding", "attention", "mlp", "output", "norms", "rope"), 0)
     left = dict(constants)
     for name, digests in weights.items():
         found = next((digest for digest in digests if digest in left), None)
@@ -231,7 +231,7 @@ def _parts(weights: dict[str, list[str]], constants: dict[str, int], program: in
 
 
 def _part(name: str) -> str:
-    named = {"embed_tokens": "embedding", "self_attn": "attention", "mlp": "mlp", "lm_head": "output"}
+    named = {"embed_tokens": "embedding", "self_attn": "attention", "mlp": "mlp", "lm_head": "output", "rope": "rope"}
     return next((part for word, part in named.items() if word in name.split(".")), "norms")
 
 

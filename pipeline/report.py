@@ -41,6 +41,7 @@ PARTS = {
     "mlp": "MLP",
     "output": "output layer",
     "norms": "norms",
+    "rope": "RoPE's tables",
     "other": "graph, code and padding",
 }
 STEPS_SHADES = 8  # of the tint that says when a token was written

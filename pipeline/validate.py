@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from model import DreamEdge, load_hf_model
+from model import DreamEdge, DreamEdgeConfig, load_hf_model
+from model.dream import rope_cos_sin
 from pipeline.config import TaskConfig, ValidationConfig
 from pipeline.errors import BadArtifactError
 from pipeline.load import Loaded
+from pipeline.locate import locate
 from pipeline.lower import Lowered
 from pipeline.quantize import Quantized
 from pipeline.record import make_reference, prompts_of, task_of
 from pipeline.tasks import load_checker
 from pipeline.tokenizer import decode
-from recipes.blocks import Attention, Backend, LinearQuant, Recipe
+from recipes.blocks import Attention, Backend, Bounds, LinearQuant, Recipe
+from recipes.packing import tensor_sha256
 from recipes.stored import Weights
 from runtime.artifact import Measured, measure
 from runtime.figures import ExpectedFormat, Figure
 from runtime.program import ProgramError
-from runtime.reference import Task, save_reference
+from runtime.reference import Reference, Task, save_reference
 from runtime.replay import Answers, solve
 
 if TYPE_CHECKING:
@@ -84,7 +87,9 @@ def validate(
         measured = measure(lowered.pte, reference_file, reference, bounds_of(quantized.recipe), expected)
     except ProgramError as error:
         raise BadArtifactError(str(error)) from error
-    figures = list(measured.figures)
+    figures = with_layer(
+        list(measured.figures), lowered.pte, quantized.weights, reference, quantized.recipe.bounds, report
+    )
     solved = None
     if reference.task is not None and float32_answers is not None and measured.replay.answers is not None:
         assert task_config.checker is not None
@@ -98,6 +103,26 @@ def validate(
         )
         figures.append(solved_figure(solved, quantized.recipe.bounds.solved_drop))
     return Validated(figures, measured, expected, solved, float32_answers)
+
+
+def with_layer(
+    figures: list[Figure],
+    pte: Path,
+    weights: Weights,
+    reference: Reference,
+    bounds: Bounds,
+    report: Callable[[str], None] = lambda _: None,
+) -> list[Figure]:
+    """The first figure of fidelity that failed says in which layer of the program the fault is."""
+    failed = next((i for i, f in enumerate(figures) if f.group == "fidelity" and not f.ok), None)
+    if failed is None:
+        return figures
+    try:
+        said = locate(pte, weights, reference.sequences, bounds, report).message
+    except ProgramError as error:
+        said = str(error)
+    where = f"{figures[failed].where}; {said or 'in short calls no layer is wrong'}"
+    return [replace(f, where=where) if i == failed else f for i, f in enumerate(figures)]
 
 
 def share_solved(tokenizer: Tokenizer, checker: Path, task: Task, answers: Tensor) -> float:
@@ -137,11 +162,17 @@ def expected_format(weights: Weights, recipe: Recipe, lowered: Lowered) -> Expec
         outside_ops=tuple(recipe.outside_ops),
         linear_shapes=tuple(shapes),
         helper_shapes=((1, D), (d, d)) if recipe.backend is Backend.xnnpack else (),
-        weights=weights.digests,
+        weights=weights.digests | rope_digests(config, S, getattr(torch, recipe.dtype.value)),
         bytes_per_weight=ideal_bytes_per_weight(shapes, recipe.linear, itemsize),
         planned_memory=recipe.bounds.planned_memory * (caches + activations),
         metadata=lowered.metadata,
     )
+
+
+def rope_digests(config: DreamEdgeConfig, max_seq_len: int, dtype: torch.dtype) -> dict[str, list[str]]:
+    """sha256 of the tables that turn queries and keys at each position."""
+    cos_1S1d, sin_1S1d = rope_cos_sin(config, torch.arange(max_seq_len)[None], dtype)
+    return {"rope.cos": [tensor_sha256(cos_1S1d)], "rope.sin": [tensor_sha256(sin_1S1d)]}
 
 
 def ideal_bytes_per_weight(shapes: list[tuple[int, int]], quant: LinearQuant | None, itemsize: int) -> float:

@@ -22,12 +22,12 @@ def packed_digests(model: nn.Module, backend: Backend) -> dict[str, list[str]]:
         for kind, parameter in module.named_parameters(recurse=False):
             full = f"{name}.{kind}" if name else kind
             if hasattr(parameter, "qdata"):
-                digests[full] = [_sha256(packed) for packed in _packings(module, parameter)]
-                digests[f"{full}.scale"] = [_sha256(parameter.scale)]
+                digests[full] = [tensor_sha256(packed) for packed in _packings(module, parameter)]
+                digests[f"{full}.scale"] = [tensor_sha256(parameter.scale)]
                 if parameter.scale.dtype != torch.float32:
-                    digests[f"{full}.scale"].append(_sha256(parameter.scale.float()))
+                    digests[f"{full}.scale"].append(tensor_sha256(parameter.scale.float()))
             else:
-                digests[full] = [_sha256(form) for form in _float_forms(parameter.data, backend)]
+                digests[full] = [tensor_sha256(form) for form in _float_forms(parameter.data, backend)]
     return digests
 
 
@@ -73,5 +73,6 @@ def _float_forms(tensor: Tensor, backend: Backend) -> list[Tensor]:
     return forms
 
 
-def _sha256(tensor: Tensor) -> str:
+def tensor_sha256(tensor: Tensor) -> str:
+    """Of its elements in order, as a file would hold them."""
     return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()

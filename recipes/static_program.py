@@ -49,7 +49,7 @@ class StaticProgram(nn.Module):
         cos_1S1d, sin_1S1d = rope_cos_sin(config, torch.arange(max_seq_len)[None], dtype)
         self.register_buffer("cos_1S1d", cos_1S1d)
         self.register_buffer("sin_1S1d", sin_1S1d)
-        self.register_buffer("half_turn_dd", _half_turn(config.head_dim).to(dtype))
+        self.register_buffer("half_turn_dd", half_turn(config.head_dim).to(dtype))
 
     def forward(self, tokens: Tensor, start_pos: Tensor, kv_len: Tensor, rows: Tensor) -> Tensor:
         T = tokens.shape[1]
@@ -200,7 +200,7 @@ def _with_delegable_norms(module: nn.Module) -> DreamEdge:
     return twin
 
 
-def _half_turn(head_dim: int) -> Tensor:
+def half_turn(head_dim: int) -> Tensor:
     """[d, d]: as a linear's weight it maps (first, second) to (-second, first), exactly."""
     half = head_dim // 2
     turn = torch.zeros(head_dim, head_dim)

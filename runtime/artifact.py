@@ -18,7 +18,7 @@ from runtime.replay import Replay, replay
 MANIFEST_FILE = "manifest.json"
 PROVENANCE_FILE = "provenance.json"
 REFERENCE_FILE = "reference.safetensors"
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MAX_JSON = 2**24  # bytes; Python makes up to 25 times as many of them
 # The bounds of a recipe that decide without a task.
 BOUNDS = ("fidelity_db", "fidelity_exact_db", "top1_agreement", "kl_divergence", "sqnr_db", "cosine", "max_abs_diff")

@@ -12,15 +12,7 @@ import torch
 from filelock import FileLock
 
 from pipeline.__main__ import main
-from tests.checkpoints import GOLDEN, Build
-
-# Random weights give nearly flat logits, which quantization reorders: what is lost there says nothing of a recipe. The
-# recipes' own quality bounds are for trained checkpoints; fidelity, format and repeatability hold for any.
-QUALITY_OF_RANDOM_WEIGHTS = {
-    "int8_xnnpack": ["top1_agreement=0.9", "kl_divergence=0.01", "sqnr_db=25", "cosine=0.98"],
-    "int4_fast_xnnpack": ["top1_agreement=0.25", "kl_divergence=2", "sqnr_db=4", "cosine=0.3", "max_abs_diff=20"],
-    "int4_xnnpack": ["top1_agreement=0.35", "kl_divergence=1", "sqnr_db=7", "cosine=0.6", "max_abs_diff=10"],
-}
+from tests.checkpoints import Build, arguments
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker has one core to itself, and so have the processes that it starts.
@@ -41,19 +33,10 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         with FileLock(f"{output}.lock"):
             if not output.exists():
                 paths = [f"output={output}", f"cache={folder / 'cache'}"]
-                assert main(["run", f"recipe={recipe}", *paths, *_arguments(checkpoint, recipe)]) == 0
+                assert main(["run", f"recipe={recipe}", *paths, *arguments(checkpoint, recipe)]) == 0
         return output
 
     return make
-
-
-def _arguments(checkpoint: str, recipe: str) -> list[str]:
-    if checkpoint == "dream_sudoku":
-        # The main job exactly as a user runs it; the others solve fewer puzzles.
-        return [] if recipe == "int4_xnnpack" else ["task.n_solve=40"]
-    bounds = [f"recipe.bounds.{bound}" for bound in QUALITY_OF_RANDOM_WEIGHTS.get(recipe, [])]
-    # The golden checkpoints know 131,072 positions: 256 keep the tests short.
-    return [f"checkpoint={GOLDEN / checkpoint}", "export.max_seq_len=256", *bounds]
 
 
 @pytest.fixture
