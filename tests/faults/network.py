@@ -170,7 +170,11 @@ def caches_of(kind: type[nn.Module], layers: slice = slice(None)) -> Change:
 
 
 def cache_shared(program: StaticProgram) -> None:
-    program.caches[LAYER] = program.caches[LAYER - 1]
+    first, *others = program.caches
+    others[LAYER - 1] = first
+    del program.caches
+    # Registered once: torch.export takes no buffer under two names.
+    program.first_cache, program.caches = first, [first, *others]  # type: ignore[assignment]
 
 
 class Causal(CustomSdpaCache):
@@ -194,9 +198,12 @@ class Faulty(DelegatedCache):
     def written(self, k_1TGd: Tensor, v_1TGd: Tensor, start: int, seen: int) -> tuple[Tensor, Tensor, int]:
         return k_1TGd, v_1TGd, start
 
-    def visible(self, start: int, T: int, seen: int) -> tuple[int, int]:
-        """(first position, how many)"""
-        return 0, seen
+    def visible(self, start: int, T: int, seen: int) -> int:
+        """How many positions, from the first."""
+        return seen
+
+    def hidden(self, scores_GXS: Tensor, start: int, n: int) -> Tensor:
+        return scores_GXS
 
     def forward(self, q_1THd: Tensor, k_1TGd: Tensor, v_1TGd: Tensor, start: int, seen: int) -> Tensor:
         T = k_1TGd.shape[1]
@@ -207,14 +214,14 @@ class Faulty(DelegatedCache):
         R = H // G
         q_1THd = self.turned(q_1THd)
         scale = 1.0 if self.is_unscaled else d**-0.5
-        first, n = self.visible(start, T, seen)
+        n = self.visible(start, T, seen)
         if self.is_repeated_wrong:  # head h sees keys h % G in place of h // R
             q_GRTd = torch.permute_copy((q_1THd * scale).view(-1, R, G, d), (2, 1, 0, 3))
         else:
             q_GRTd = torch.permute_copy((q_1THd * scale).view(-1, G, R, d), (1, 2, 0, 3))
-        k_1GdS = torch.permute_copy(self.k_1SGd.narrow(1, first, n), (0, 2, 3, 1))
-        v_1GSd = torch.permute_copy(self.v_1SGd.narrow(1, first, n), (0, 2, 1, 3))
-        scores_GXS = torch.bmm(q_GRTd.view(G, -1, d), k_1GdS.view(G, d, -1))
+        k_1GdS = torch.permute_copy(self.k_1SGd.narrow(1, 0, n), (0, 2, 3, 1))
+        v_1GSd = torch.permute_copy(self.v_1SGd.narrow(1, 0, n), (0, 2, 1, 3))
+        scores_GXS = self.hidden(torch.bmm(q_GRTd.view(G, -1, d), k_1GdS.view(G, d, -1)), start, n)
         out_GXd = torch.bmm(scores_GXS.softmax(-1), v_1GSd.view(G, -1, d))
         order = (2, 1, 0, 3) if self.is_repeated_wrong else (2, 0, 1, 3)
         return torch.permute_copy(out_GXd.view(G, R, -1, d), order).view(1, -1, H, d)
@@ -238,22 +245,23 @@ class Unscaled(Faulty):
 class HiddenPrefix(Faulty):
     """Rows below start_pos are not seen."""
 
-    def visible(self, start: int, T: int, seen: int) -> tuple[int, int]:
-        return start, seen - start
+    def hidden(self, scores_GXS: Tensor, start: int, n: int) -> Tensor:
+        is_below_S = torch.arange(self.k_1SGd.shape[1]) < torch.scalar_tensor(start)
+        return scores_GXS + torch.where(is_below_S, -1e9, 0.0).narrow(0, 0, n)
 
 
 class KvLenIgnored(Faulty):
     """What is written beyond this call is not seen."""
 
-    def visible(self, start: int, T: int, seen: int) -> tuple[int, int]:
-        return 0, start + T
+    def visible(self, start: int, T: int, seen: int) -> int:
+        return start + T
 
 
 class StaleRows(Faulty):
     """One row beyond kv_len is seen."""
 
-    def visible(self, start: int, T: int, seen: int) -> tuple[int, int]:
-        return 0, seen + 1
+    def visible(self, start: int, T: int, seen: int) -> int:
+        return seen + 1
 
 
 class OneLate(Faulty):

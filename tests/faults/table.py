@@ -170,9 +170,11 @@ FAULTS = (
         "fidelity_db",
         r"layer 1 \(or the norm and output layer",
     ),
-    Fault("network", "a layer skipped", network_of(network.in_order(0)), "fidelity_db", "it runs 1 layers of 2"),
-    Fault("network", "a layer twice", network_of(network.in_order(0, 1, 1)), "fidelity_db", "it runs 3 layers of 2"),
-    Fault("network", "two layers swapped", network_of(network.in_order(1, 0)), "fidelity_db", "layer 0|every layer"),
+    Fault("network", "a layer skipped", network_of(network.in_order(0)), "fidelity_db", "layer 1 is missing"),
+    Fault("network", "a layer twice", network_of(network.in_order(0, 1, 1)), "fidelity_db", "layer 1 is run twice"),
+    Fault(
+        "network", "two layers swapped", network_of(network.in_order(1, 0)), "fidelity_db", "layers 0 and 1 are swapped"
+    ),
     Fault(
         "network",
         "mask's embedding zeroed",
@@ -208,7 +210,7 @@ FAULTS = (
     Fault(
         "cache", "kv_len ignored", network_of(network.caches_of(network.KvLenIgnored)), "fidelity_db", "rewrite|inside"
     ),
-    Fault("cache", "shared by two layers", network_of(network.cache_shared), "fidelity_db", ONE_LAYER),
+    Fault("cache", "shared by two layers", network_of(network.cache_shared), "fidelity_db", "layer 0 is wrong: output"),
     Fault(
         "cache",
         "earlier calls survive in it",

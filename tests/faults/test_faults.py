@@ -1,0 +1,65 @@
+"""Faults are caught, by the check that must catch them. `scripts/faults.py` tries all of them: docs/faults.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from scripts.faults import faults_table, rates
+from tests.checkpoints import GOLDEN, RECIPES, ROOT, Build
+from tests.faults.judge import Verdict, export_with, judge_folder, judge_program, right
+from tests.faults.table import FAULTS, Fault
+
+# One of each way to be caught. The others take half a minute each: what the script found is in docs/faults.json.
+CHOSEN = ("causal mask", "kv_len ignored", "NaN in one row", "room for fewer rows", "an operator outside the delegate")
+QUICK = [fault for fault in FAULTS if fault.group == "file" and fault.name != "a section of another program"]
+
+
+def check(fault: Fault, build: Build, pte: Path) -> None:
+    made = right(build(fault.checkpoint, fault.recipe), GOLDEN / fault.checkpoint)
+    verdict = fault.inject(made, pte)
+    assert fault.check in verdict.checks
+    assert re.search(fault.says, verdict.says), verdict.says
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.name in CHOSEN], ids=lambda fault: fault.name)
+def test_a_fault_is_caught(build: Build, tmp_path: Path, fault: Fault) -> None:
+    check(fault, build, tmp_path / "model.pte")
+
+
+def test_a_changed_file_is_caught(build: Build, tmp_path: Path) -> None:
+    assert sum(fault.is_flip for fault in QUICK) == 100
+    for i, fault in enumerate(QUICK):
+        check(fault, build, tmp_path / f"{i}.pte")
+
+
+def test_nothing_is_raised_without_a_fault(build: Build, tmp_path: Path) -> None:
+    """The way in which faults are put in does no harm by itself."""
+    made = right(build("gqa2", "int4_xnnpack"), GOLDEN / "gqa2")
+    export_with(made, tmp_path / "model.pte")
+    assert judge_program(made, tmp_path / "model.pte") == Verdict((), "")
+    assert judge_folder(made.artifact) == Verdict((), "")
+
+
+def test_the_page_shows_what_was_measured() -> None:
+    found = json.loads((ROOT / "docs" / "faults.json").read_text())["faults"]
+    runs = json.loads((ROOT / "docs" / "alarms.json").read_text())["runs"]
+    page = (ROOT / "docs" / "faults.md").read_text()
+    assert list(found) == [fault.name for fault in FAULTS]
+    assert all(one["caught"] for one in found.values())
+    for fault in FAULTS:
+        assert fault.check in found[fault.name]["checks"]
+        assert re.search(fault.says, found[fault.name]["says"])
+    assert {run["recipe"] for run in runs} == set(RECIPES)
+    assert len({run["seed"] for run in runs}) == 20
+    assert len(runs) == 20 * len(RECIPES)
+    assert not any(run["exit_code"] for run in runs)
+    assert rates(found, runs) in page
+    assert faults_table(found) in page
+    says = [line.removeprefix("> ") for line in page.splitlines() if line.startswith("> ")]
+    assert says
+    for words in says:
+        assert any(words in one["says"] for one in found.values()), words
