@@ -67,20 +67,19 @@ def run_layers(
     report: Report = lambda _: None,
     given: Callable[[int], Tensor | None] = lambda _: None,
     watch: Watch | None = None,
+    order: list[int] | None = None,
 ) -> Iterator[LayerRun]:
-    """The layers in order. While the caller looks at one, no layer's floats are in memory.
+    """The layers one after another. While the caller looks at one, no layer's floats are in memory.
 
-    given: what layer i is given, [1, N, D], in place of what the one before it gave. watch: sees each linear layer's
-    name, the layer, and what goes into it.
+    given: what the i-th to run is given, [1, N, D], in place of what the one before it gave. watch: sees each linear
+    layer's name, the layer, and what goes into it. order: which layers to run; None for the model's own.
     """
     config = weights.model.config
-    calls = [call for sequence in sequences for call in sequence.calls]
-    positions_1N = torch.cat([torch.arange(c.start_pos, c.start_pos + len(c.tokens)) for c in calls])[None]
     x_1ND = embed(weights, sequences, dtype)
-    rotate = partial(apply_rope, *rope_cos_sin(config, positions_1N, x_1ND.dtype))
-    for i in range(config.num_hidden_layers):
+    rotate = partial(apply_rope, *rope_cos_sin(config, _positions(sequences), x_1ND.dtype))
+    for step, i in enumerate(range(config.num_hidden_layers) if order is None else order):
         report(f"layer {i + 1}/{config.num_hidden_layers}")
-        instead_1ND = given(i)
+        instead_1ND = given(step)
         x_1ND = x_1ND if instead_1ND is None else instead_1ND.to(x_1ND.dtype)
         layer = _layer(config, weights, f"layers.{i}", dtype, ties, watch)
         kept: list[Tensor] = []
@@ -91,6 +90,25 @@ def run_layers(
         del layer  # before the next one takes as much
         weights.release(f"layers.{i}.")
         yield LayerRun(x_1ND, *kept)
+
+
+@torch.no_grad()
+def keys_and_values(weights: Weights, i: int, sequence: Sequence, x_RND: Tensor) -> tuple[Tensor, Tensor]:
+    """What layer i gives to its cache for each of R streams of a sequence: k rotated, and v, [R, N, G, d]."""
+    config, path = weights.model.config, f"layers.{i}"
+    norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+    norm.weight = nn.Parameter(_floats(weights, f"{path}.input_layernorm.weight", None), requires_grad=False)
+    normed_RND = norm(x_RND.to(norm.weight.dtype))
+
+    def project(name: str) -> Tensor:
+        weight, bias = (_floats(weights, f"{name}.{leaf}", None) for leaf in ("weight", "bias"))
+        quantizes = quantizes_activations(weights, f"{name}.weight")
+        given_RND = quantized_activations(normed_RND) if quantizes else normed_RND
+        return nn.functional.linear(given_RND, weight, bias).view(*x_RND.shape[:2], -1, config.head_dim)
+
+    k_RNGd, v_RNGd = (project(f"{path}.self_attn.{kind}") for kind in ("k_proj", "v_proj"))
+    weights.release(f"{path}.")
+    return apply_rope(*rope_cos_sin(config, _positions((sequence,)), k_RNGd.dtype), k_RNGd), v_RNGd
 
 
 @torch.no_grad()
@@ -131,6 +149,12 @@ def run_head(
             ties.note(x_RD[part], rows_R[part])
         x_RD = quantized_activations(x_RD)
     _take_logits(weights, sequences, x_RD, take, report)
+
+
+def _positions(sequences: tuple[Sequence, ...]) -> Tensor:
+    """[1, N]"""
+    calls = [call for sequence in sequences for call in sequence.calls]
+    return torch.cat([torch.arange(c.start_pos, c.start_pos + len(c.tokens)) for c in calls])[None]
 
 
 def n_tokens(sequences: tuple[Sequence, ...]) -> int:

@@ -117,11 +117,10 @@ def _tables(explained: Explained) -> list[Table]:
     quality.add_row("logits", _db(noise.logits_db))
     program = table(f"model.pte against {recipe} in eager, decibels", "", "keys", "values", "output", "", "calls")
     program.add_row("embedding", "", "", _db(located.embedding_db))
-    for i, part in enumerate(located.layers):
-        output_db = "" if part.output_db is None else _db(part.output_db)
+    for i, part in zip(located.order, located.layers, strict=True):
         verdict = "[bold red]WRONG[/]" if part.wrong else "[green]ok[/]"
         calls = "free of rounding ties" if part.is_exact else "all, none is free of rounding ties"
-        program.add_row(f"layer {i}", _db(part.keys_db), _db(part.values_db), output_db, verdict, calls)
+        program.add_row(f"layer {i}", _db(part.keys_db), _db(part.values_db), _db(part.output_db), verdict, calls)
     return [quality, program]
 
 

@@ -6,47 +6,59 @@ So an error does not travel: what a wrong layer passes on is right for the next 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pipeline.eager import TieMargins, embed, n_tokens, run_head, run_layers
+from pipeline.eager import TieMargins, embed, keys_and_values, n_tokens, run_head, run_layers
 from recipes.blocks import Bounds
 from recipes.stored import Weights
 from runtime.figures import TIE_MARGIN, sqnr_db
 from runtime.reference import Sequence
-from runtime.trace import Trace, trace
+from runtime.trace import Trace, TraceError, trace
 
 SHORT = "short"  # sequences of a few tokens, chosen for being free of rounding ties: pipeline/record.py
+SAME_DB = 10.0  # of keys or values: only the very layer comes so near, whatever else is wrong with it
+# What may be wrong where these parts are: keys are recorded rotated, both as they are given to the cache.
+CAUSES = {
+    ("keys",): "RoPE or k_proj",
+    ("values",): "v_proj",
+    ("keys", "values"): "its input norm, or k_proj and v_proj",
+    (): "attention (its scale, what it sees of the cache, the order of heads), q_proj, o_proj, the MLP or its norm",
+}
 
 
 @dataclass(frozen=True)
 class Fidelity:
     """The worst call, in decibels: over calls that no rounding tie came near in this layer, if there is one.
 
-    output: the residual stream after the layer; of the last layer the logits, None where the program has no such.
+    output: the residual stream after the layer; of the last layer the logits.
     wrong: what is out of bounds.
     """
 
     keys_db: float
     values_db: float
-    output_db: float | None
+    output_db: float
     is_exact: bool
     wrong: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Located:
-    """layer: the first that is wrong, None if none is. message: which are wrong, and in what; empty if none is."""
+    """layer: the first that is wrong, None if none is. message: which are wrong, and in what; empty if none is.
+
+    layers: as the program runs them. order: which of the model's each of them is. Both empty if that cannot be told.
+    """
 
     layer: int | None
     message: str
     embedding_db: float
     layers: tuple[Fidelity, ...]
+    order: tuple[int, ...]
 
 
 def locate(
@@ -67,29 +79,96 @@ def locate(
 
 def compare(traced: Trace, weights: Weights, bounds: Bounds, report: Callable[[str], None] = lambda _: None) -> Located:
     """`locate` with what was recorded already."""
-    L, recorded = weights.model.config.num_hidden_layers, len(traced.x_1ND)
-    sequences = traced.sequences
-    embedding_db = sqnr_db(embed(weights, sequences, None), traced.x_1ND[0])
+    config = weights.model.config
+    sizes = [config.hidden_size, config.num_key_value_heads, config.head_dim, config.vocab_size]
+    found = [traced.x_1ND[0].shape[2], *traced.k_1NGd[0].shape[2:], traced.logits[0].shape[1]]
+    if found != sizes:
+        raise TraceError(f"width, kv heads, head_dim, vocabulary of the program are {found}, the model's are {sizes}")
+    L, recorded = config.num_hidden_layers, len(traced.x_1ND)
+    order = list(range(L))
+    layers = _held(traced, weights, order, bounds, report) if recorded == L else []
+    if recorded != L or any(layer.wrong for layer in layers):
+        order = _aligned(traced, weights)
+        if order != list(range(L)):
+            layers = _held(traced, weights, order, bounds, report)
+    moved, said = _structure(order, recorded, L)
+    embedding_db = sqnr_db(embed(weights, traced.sequences, None), traced.x_1ND[0])
+    if not embedding_db >= bounds.fidelity_exact_db:
+        said.append(f"the embedding is wrong: {embedding_db:.1f} dB, must be at least {bounds.fidelity_exact_db:g}")
+    wrong = [order[i] for i, layer in enumerate(layers) if layer.wrong]
+    said += _wrong_layers(order, layers)
+    return Located(next(iter(moved + wrong), None), ". ".join(said), embedding_db, tuple(layers), tuple(order))
+
+
+def _held(
+    traced: Trace, weights: Weights, order: list[int], bounds: Bounds, report: Callable[[str], None]
+) -> list[Fidelity]:
+    """What was recorded against these of the model's layers."""
+    sequences, recorded = traced.sequences, len(traced.x_1ND)
     ties = TieMargins(n_tokens(sequences))
     layers: list[Fidelity] = []
     given = dict(enumerate(traced.x_1ND))
-    runs = run_layers(weights, sequences, None, ties, lambda at: report(f"program, {at}"), given.get)
-    for i, run in enumerate(islice(runs, recorded)):
+    runs = run_layers(weights, sequences, None, ties, lambda at: report(f"program, {at}"), given.get, order=order)
+    for i, run in enumerate(runs):
         parts = {
             "keys": _db(_by_call(sequences, run.k_1NGd), _by_call(sequences, traced.k_1NGd[i])),
             "values": _db(_by_call(sequences, run.v_1NGd), _by_call(sequences, traced.v_1NGd[i])),
         }
         if i + 1 < recorded:
             parts["output"] = _db(_by_call(sequences, run.x_1ND), _by_call(sequences, traced.x_1ND[i + 1]))
-        elif recorded == L:
+        else:
             parts["output"] = _db(_logits(weights, sequences, run.x_1ND, ties), list(traced.logits))
         margins = [margin for row in ties.by_call(sequences) for margin in row]
         ties.margin_N.fill_(torch.inf)  # of the next layer alone
         layers.append(_judged(parts, margins, bounds))
-    layer, said = _verdict(embedding_db, layers, bounds)
-    if recorded != L:
-        layer, said = min(recorded, L) if layer is None else layer, [f"it runs {recorded} layers of {L}", *said]
-    return Located(layer, ". ".join(said), embedding_db, tuple(layers))
+    return layers
+
+
+def _aligned(traced: Trace, weights: Weights) -> list[int]:
+    """Which of the model's layers each recorded one is, told by what it makes of its input; empty if some is none.
+
+    Of one short sequence, and by keys and values alone: of a wide model their matrices are a tenth of a layer.
+    """
+    L, sequence = weights.model.config.num_hidden_layers, traced.sequences[0]
+    N = n_tokens((sequence,))
+    x_RND, k_RNGd, v_RNGd = (torch.cat(parts)[:, :N] for parts in (traced.x_1ND, traced.k_1NGd, traced.v_1NGd))
+    found: list[set[int]] = [set() for _ in x_RND]
+    for i in range(L):
+        expected = zip(*keys_and_values(weights, i, sequence, x_RND), strict=True)
+        for n, (k_NGd, v_NGd) in enumerate(expected):
+            if sqnr_db(k_NGd, k_RNGd[n]) >= SAME_DB or sqnr_db(v_NGd, v_RNGd[n]) >= SAME_DB:
+                found[n].add(i)
+    order: list[int] = []
+    for layers in found:
+        following = order[-1] + 1 if order else 0
+        order.append(following if following in layers or not layers else min(layers))
+    # One that is like no layer is the one that belongs there, if what comes after it says so.
+    known = all(layers or after == i + 1 for layers, i, after in zip(found, order, [*order[1:], L], strict=True))
+    return order if known else list(range(L)) if len(order) == L else []
+
+
+def _structure(order: list[int], recorded: int, L: int) -> tuple[list[int], list[str]]:
+    """(the layers that are not where they belong, what is wrong with them)"""
+    if not order:
+        return [min(recorded, L)], [f"it runs {recorded} layers of {L}, and not all of them are the model's"]
+    times = Counter(order)
+    missing = [i for i in range(L) if i not in times]
+    repeated = [i for i in sorted(times) if times[i] > 1]
+    moved = [i for i, there in zip(order, sorted(order), strict=True) if i != there]
+    said = []
+    if missing:
+        said.append(f"{_named(missing)} missing")
+    said += [f"layer {i} is run {'twice' if times[i] == 2 else f'{times[i]} times'}" for i in repeated]
+    if len(moved) == 2 and not missing and not repeated:
+        said.append(f"{_named(sorted(moved))} swapped")
+    elif moved:
+        said.append(f"layers are run in the order {', '.join(map(str, order))}")
+    return sorted({*missing, *repeated, *moved}), said
+
+
+def _named(layers: list[int]) -> str:
+    *first, last = map(str, layers)
+    return f"layers {', '.join(first)} and {last} are" if first else f"layer {last} is"
 
 
 def _by_call(sequences: tuple[Sequence, ...], of_tokens: Tensor) -> list[Tensor]:
@@ -122,25 +201,29 @@ def _judged(parts: dict[str, list[float]], margins: list[float], bounds: Bounds)
             wrong.append(f"{part} {worst[part]:.1f} dB, must be at least {bound:g}")
         elif not _least(by_call) >= bounds.fidelity_db:
             wrong.append(f"{part} {_least(by_call):.1f} dB in some call, must be at least {bounds.fidelity_db:g}")
-    return Fidelity(worst["keys"], worst["values"], worst.get("output"), any(exact), tuple(wrong))
+    return Fidelity(worst["keys"], worst["values"], worst["output"], any(exact), tuple(wrong))
 
 
 def _least(values: list[float]) -> float:
     return min(values, key=lambda value: -math.inf if math.isnan(value) else value)
 
 
-def _verdict(embedding_db: float, layers: list[Fidelity], bounds: Bounds) -> tuple[int | None, list[str]]:
-    said = []
-    if not embedding_db >= bounds.fidelity_exact_db:
-        said.append(f"the embedding is wrong: {embedding_db:.1f} dB, must be at least {bounds.fidelity_exact_db:g}")
+def _wrong_layers(order: list[int], layers: list[Fidelity]) -> list[str]:
     wrong = [i for i, layer in enumerate(layers) if layer.wrong]
-    if wrong == list(range(len(layers))) and len(layers) > 1:
-        said.append(f"every layer is wrong: {'; '.join(layers[0].wrong)} in the first")
-    else:
-        for i in wrong:
-            last = " (or the norm and output layer after it)" if _may_be_head(layers, i) else ""
-            said.append(f"layer {i}{last} is wrong: {'; '.join(layers[i].wrong)}")
-    return (wrong[0] if wrong else None), said
+    if len(wrong) == len(layers) > 1:
+        first = layers[0].wrong
+        return [f"every layer is wrong: {'; '.join(first)} in the first; look at {_causes(first)}"]
+    said = []
+    for i in wrong:
+        head = " (or the norm and output layer after it)" if _may_be_head(layers, i) else ""
+        parts = layers[i].wrong
+        said.append(f"layer {order[i]}{head} is wrong: {'; '.join(parts)}; look at {_causes(parts)}")
+    return said
+
+
+def _causes(wrong: tuple[str, ...]) -> str:
+    """The output follows from keys and values."""
+    return CAUSES[tuple(part for part in ("keys", "values") if any(said.startswith(part) for said in wrong))]
 
 
 def _may_be_head(layers: list[Fidelity], i: int) -> bool:

@@ -20,7 +20,7 @@ from model import load_hf_model
 from pipeline import eager
 from pipeline.config import load_recipe
 from pipeline.load import load
-from pipeline.locate import Located, compare, locate
+from pipeline.locate import CAUSES, Located, compare, locate
 from pipeline.noise import KINDS, quantization_noise
 from pipeline.quantize import quantize
 from recipes.blocks import Backend
@@ -28,7 +28,7 @@ from recipes.stored import Weights, in_memory
 from runtime.artifact import MANIFEST_FILE, REFERENCE_FILE
 from runtime.program import MODEL_FILE
 from runtime.reference import Sequence, load_reference
-from runtime.trace import Trace, trace
+from runtime.trace import Trace, TraceError, trace
 from tests.checkpoints import BUNDLED, GOLDEN, ROOT, Build
 from tests.resealing import reseal
 
@@ -98,20 +98,20 @@ def test_a_right_program_raises_no_alarm(made: Callable[[str, str], Made], check
     assert located.embedding_db >= exact
     for layer in located.layers:
         assert layer.is_exact
-        assert min(layer.keys_db, layer.values_db, layer.output_db or 0) >= exact
+        assert min(layer.keys_db, layer.values_db, layer.output_db) >= exact
 
 
 @pytest.mark.parametrize(
-    ("layer", "weight", "parts"),
+    ("layer", "weight", "parts", "cause"),
     [
-        (0, "input_layernorm.weight", ["keys", "values", "output"]),
-        (1, "self_attn.k_proj.weight:scale", ["keys", "output"]),
-        (2, "self_attn.v_proj.bias", ["values", "output"]),
-        (3, "mlp.down_proj.weight:scale", ["output"]),
+        (0, "input_layernorm.weight", ["keys", "values", "output"], "its input norm, or k_proj and v_proj"),
+        (1, "self_attn.k_proj.weight:scale", ["keys", "output"], "RoPE or k_proj"),
+        (2, "self_attn.v_proj.bias", ["values", "output"], "v_proj"),
+        (3, "mlp.down_proj.weight:scale", ["output"], CAUSES[()]),
     ],
 )
 def test_a_fault_in_one_layer_is_located(
-    made: Callable[[str, str], Made], tmp_path: Path, layer: int, weight: str, parts: list[str]
+    made: Callable[[str, str], Made], tmp_path: Path, layer: int, weight: str, parts: list[str], cause: str
 ) -> None:
     """A tenth more in one weight of the program: its layer is wrong, in what depends on it, and no other is."""
     case = made("dream_sudoku", "int4_xnnpack")
@@ -120,6 +120,7 @@ def test_a_fault_in_one_layer_is_located(
     assert located.layer == layer
     assert located.message.startswith(f"layer {layer} ")
     assert located.message.count("wrong") == 1
+    assert located.message.endswith(f"; look at {cause}")
     for i, found in enumerate(located.layers):
         assert [wrong.split()[0] for wrong in found.wrong] == (parts if i == layer else []), i
 
@@ -142,29 +143,89 @@ def test_a_fault_of_a_float_program_is_located(made: Callable[[str, str], Made],
     assert message.startswith("layer 1 (or the norm and output layer after it) is wrong: output 40.")
 
 
-def without(traced: Trace, layer: int) -> Trace:
-    parts = {name: getattr(traced, name) for name in ("x_1ND", "k_1NGd", "v_1NGd")}
-    return dataclasses.replace(traced, **{name: part[:layer] + part[layer + 1 :] for name, part in parts.items()})
+def recorded(weights: Weights, sequences: tuple[Sequence, ...], order: list[int]) -> Trace:
+    """What a program would give that runs these layers, and does right what they do."""
+    ties = eager.TieMargins(eager.n_tokens(sequences))
+    runs = list(eager.run_layers(weights, sequences, None, ties, order=order))
+    x_1ND = [eager.embed(weights, sequences, None), *(run.x_1ND for run in runs)]
+    logits: list[Tensor] = []
+    eager.run_head(weights, sequences, x_1ND[-1], lambda i, j, logits_KV: logits.append(logits_KV), None, ties)
+    k_1NGd, v_1NGd = (tuple(getattr(run, name) for run in runs) for name in ("k_1NGd", "v_1NGd"))
+    return Trace(sequences, tuple(x_1ND[:-1]), k_1NGd, v_1NGd, tuple(logits))
 
 
-def test_faults_of_structure_are_told_apart(made: Callable[[str, str], Made]) -> None:
-    """As a program would be recorded that skips a layer, swaps two, or rotates keys by another position."""
+@pytest.mark.parametrize(
+    ("order", "layer", "message"),
+    [
+        ([0, 1, 2, 3], None, ""),
+        ([0, 1, 3], 2, "layer 2 is missing"),
+        ([1, 2, 3], 0, "layer 0 is missing"),
+        ([0, 1, 2], 3, "layer 3 is missing"),
+        ([0], 1, "layers 1, 2 and 3 are missing"),
+        ([0, 1, 2, 2, 3], 2, "layer 2 is run twice"),
+        ([0, 1, 2, 3, 3, 3], 3, "layer 3 is run 3 times"),
+        ([0, 1, 1, 3], 1, "layer 2 is missing. layer 1 is run twice"),
+        ([0, 2, 1, 3], 1, "layers 1 and 2 are swapped"),
+        ([0, 2, 3, 1], 1, "layers are run in the order 0, 2, 3, 1"),
+    ],
+)
+def test_layers_that_are_not_where_they_belong_are_named(
+    made: Callable[[str, str], Made], order: list[int], layer: int | None, message: str
+) -> None:
+    case = made("dream_sudoku", "int4_xnnpack")
+    bounds = load_recipe("int4_xnnpack").bounds
+    short = tuple(sequence for sequence in case.sequences if sequence.name.startswith("short"))[:2]
+    traced = recorded(case.weights, short, order)
+    located = compare(traced, case.weights, bounds)
+    assert (located.layer, located.message, located.order) == (layer, message, tuple(order))
+    assert all(found.wrong == () for found in located.layers)
+
+
+def test_a_wrong_layer_among_moved_ones_is_still_found(made: Callable[[str, str], Made]) -> None:
+    case = made("dream_sudoku", "int4_xnnpack")
+    bounds = load_recipe("int4_xnnpack").bounds
+    short = tuple(sequence for sequence in case.sequences if sequence.name.startswith("short"))[:2]
+    traced = recorded(case.weights, short, [0, 1, 3])
+    noise = torch.randn(traced.k_1NGd[0].shape, generator=torch.Generator().manual_seed(0))
+
+    def with_noise(*layers: int) -> Trace:
+        """Their keys and values say nothing of which layer they are."""
+        k, v = (
+            tuple(noise if i in layers else part for i, part in enumerate(parts))
+            for parts in (traced.k_1NGd, traced.v_1NGd)
+        )
+        return dataclasses.replace(traced, k_1NGd=k, v_1NGd=v)
+
+    located = compare(with_noise(0), case.weights, bounds)
+    assert (located.layer, located.order) == (2, (0, 1, 3))
+    assert re.fullmatch(r"layer 2 is missing\. layer 0 is wrong: keys .*; values .*", located.message)
+    # Beside the gap it cannot be told which of the two is missing.
+    located = compare(with_noise(1), case.weights, bounds)
+    assert (located.layers, located.order) == ((), ())
+    assert located.message == "it runs 3 layers of 4, and not all of them are the model's"
+
+
+def test_faults_of_all_layers_are_told_apart(made: Callable[[str, str], Made]) -> None:
+    """As a program would be recorded that swaps the keys of two layers, or rotates them by another position."""
     case = made("dream_sudoku", "int4_xnnpack")
     bounds = load_recipe("int4_xnnpack").bounds
     short = tuple(sequence for sequence in case.sequences if sequence.name.startswith("short"))
     traced = trace(case.artifact / MODEL_FILE, short[:4])
     assert traced.sequences == short[:4]
     assert compare(traced, case.weights, bounds).message == ""
-    skipped = compare(without(traced, 2), case.weights, bounds)
-    assert (skipped.layer, skipped.message[:23]) == (1, "it runs 3 layers of 4. ")
     swapped = dataclasses.replace(traced, k_1NGd=tuple(traced.k_1NGd[i] for i in (0, 2, 1, 3)))
     located = compare(swapped, case.weights, bounds)
     assert located.layer == 1
-    assert re.fullmatch(r"layer 1 is wrong: keys [^;.]*\.\d dB[^.]*\. layer 2 is wrong: keys .*", located.message)
+    assert re.fullmatch(r"layer 1 is wrong: keys [^.]*\.\d dB[^.]*\. layer 2 is wrong: keys .*", located.message)
     turned = dataclasses.replace(traced, k_1NGd=tuple(k_1NGd.roll(1, 1) for k_1NGd in traced.k_1NGd))
-    assert compare(turned, case.weights, bounds).message.startswith("every layer is wrong: keys ")
+    message = compare(turned, case.weights, bounds).message
+    assert message.startswith("every layer is wrong: keys ")
+    assert message.endswith(" in the first; look at RoPE or k_proj")
     broken = dataclasses.replace(traced, v_1NGd=tuple(v_1NGd * torch.nan for v_1NGd in traced.v_1NGd))
     assert compare(broken, case.weights, bounds).layer == 0
+    other = dataclasses.replace(traced, logits=tuple(logits_KV[:, 1:] for logits_KV in traced.logits))
+    with pytest.raises(TraceError, match="of the program are"):
+        compare(other, case.weights, bounds)
 
 
 @pytest.fixture(scope="module")
