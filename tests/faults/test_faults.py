@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.faults import faults_table, rates
+from scripts.faults import faults_table, is_caught, rates
 from tests.checkpoints import GOLDEN, RECIPES, ROOT, Build
 from tests.faults.judge import Verdict, export_with, judge_folder, judge_program, right
 from tests.faults.table import FAULTS, Fault
@@ -49,10 +49,7 @@ def test_the_page_shows_what_was_measured() -> None:
     runs = json.loads((ROOT / "docs" / "alarms.json").read_text())["runs"]
     page = (ROOT / "docs" / "faults.md").read_text()
     assert list(found) == [fault.name for fault in FAULTS]
-    assert all(one["caught"] for one in found.values())
-    for fault in FAULTS:
-        assert fault.check in found[fault.name]["checks"]
-        assert re.search(fault.says, found[fault.name]["says"])
+    assert [fault.name for fault in FAULTS if not is_caught(fault, found[fault.name])] == []
     assert {run["recipe"] for run in runs} == set(RECIPES)
     assert len({run["seed"] for run in runs}) == 20
     assert len(runs) == 20 * len(RECIPES)
