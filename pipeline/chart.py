@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 # As wide as a phone, so that the text keeps its size there.
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 26, 40
+ROOM = 28  # that a number takes across
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,26 @@ class Bar:
 
 @dataclass(frozen=True)
 class Axis:
-    """limits: None for those of the values."""
+    """limits: None for those of the values. whole: only whole numbers are named."""
 
     label: str
     limits: tuple[float, float] | None = None
     log: bool = False
+    whole: bool = False
 
     def scaled(self, value: float) -> float:
         return math.log2(value) if self.log else value
 
 
-def chart(title: str, x: Axis, y: Axis, series: list[Series], bounds: dict[str, float] | None = None) -> Markup:
-    """bounds: lines across, by what they are. With several series there is a legend below."""
+def chart(
+    title: str,
+    x: Axis,
+    y: Axis,
+    series: list[Series],
+    bounds: dict[str, float] | None = None,
+    legend: Literal["below", "inside"] = "below",
+) -> Markup:
+    """bounds: lines across, by what they are. legend: of several series; there is room for two short names inside."""
     bounds = bounds or {}
     points = [point for one in series for point in one.points]
     x_low, x_high = _limits(x, [px for px, _ in points])
@@ -87,7 +96,41 @@ def chart(title: str, x: Axis, y: Axis, series: list[Series], bounds: dict[str, 
             continue
         for n, (across, height) in enumerate(places):
             parts.append(f'<circle class="dot s{i}" cx="{across}" cy="{height}" r="3">{_tip(one, n)}</circle>')
-    return Markup("".join([*parts, "</svg>", _legend(series)]))
+    if legend == "inside":
+        names = (f'<tspan class="s{i}" dx="{12 * (i > 0)}">{escape(one.name)}</tspan>' for i, one in enumerate(series))
+        parts.append(f'<text x="{right}" y="11" text-anchor="end">{"".join(names)}</text>')
+    return Markup("".join([*parts, "</svg>", _legend(series) if legend == "below" else ""]))
+
+
+def tints(title: str, label: str, rows: dict[str, list[float | None]]) -> Markup:
+    """A cell for each value, by row and column: the lower the value, the stronger its tint. None: an empty cell."""
+    found = [value for values in rows.values() for value in values if value is not None]
+    low, high, n = min(found), max(found), max(map(len, rows.values()))
+    right, bottom, top = WIDTH - RIGHT, HEIGHT - BOTTOM, 8
+    width, height = (right - LEFT) / n, (bottom - top) / len(rows)
+    every = math.ceil(n / (right - LEFT) * ROOM)
+    parts = [_open(title, HEIGHT)]
+    for row, (name, values) in enumerate(rows.items()):
+        y = top + row * height
+        parts.append(
+            f'<text x="{LEFT - 6}" y="{y + height / 2:.1f}" dy=".32em" text-anchor="end">{escape(name)}</text>'
+        )
+        for column, value in enumerate(values):
+            if value is None:
+                continue
+            x = LEFT + column * width
+            tint = 0.06 + 0.4 * ((high - value) / (high - low) if high > low else 0)
+            place = f'x="{x:.1f}" y="{y:.1f}" width="{width - 1:.1f}" height="{height - 1:.1f}"'
+            tip = f"<title>{escape(name)}, {escape(label)} {column}: {value:.1f}</title>"
+            parts.append(f'<rect class="cell" {place} fill-opacity="{tint:.2f}">{tip}</rect>')
+            if every == 1:
+                middle = f'x="{x + width / 2:.1f}" y="{y + height / 2:.1f}" dy=".32em" text-anchor="middle"'
+                parts.append(f'<text class="value" {middle}>{value:.1f}</text>')
+    for column in range(0, n, every):
+        across = LEFT + (column + 0.5) * width
+        parts.append(f'<text x="{across:.1f}" y="{bottom + 16}" text-anchor="middle">{column}</text>')
+    parts.append(f'<text x="{(LEFT + right) / 2}" y="{HEIGHT - 5}" text-anchor="middle">{escape(label)}</text>')
+    return Markup("".join([*parts, "</svg>"]))
 
 
 def bars(title: str, rows: list[Bar]) -> Markup:
@@ -142,7 +185,8 @@ def _ticks(axis: Axis, low: float, high: float) -> list[float]:
     if axis.log:
         step = max(1, math.ceil((high - low) / 5))
         return [2.0**power for power in range(math.ceil(low), math.floor(high) + 1, step)]
-    rough = (high - low) / 4
+    rough = max((high - low) / 4, 1 if axis.whole else 0)
     magnitude = 10 ** math.floor(math.log10(rough))
-    step = magnitude * next(m for m in (1, 2, 2.5, 5, 10) if m * magnitude >= 0.8 * rough)
+    steps = [m * magnitude for m in (1, 2, 2.5, 5, 10) if not axis.whole or m * magnitude % 1 == 0]
+    step = next(step for step in steps if step >= 0.8 * rough)
     return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]

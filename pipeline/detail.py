@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from pipeline.noise import quantization_noise
+from pipeline.output import finite
 from pipeline.tasks import load_checker
 from pipeline.tokenizer import decode
+from recipes.blocks import Dtype, Recipe
+from recipes.stored import Weights
 from runtime.artifact import Measured
 from runtime.figures import kl_divergence, sqnr_db
 from runtime.logits import Summary
-from runtime.reference import Call, Task
+from runtime.reference import Call, Sequence, Task
 from runtime.replay import Answers
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BINS = 61  # of the differences; odd, so that one of them is "no difference"
+NOISE_TOKENS = 128  # in place of the 512 of `explain`: of a wide network they are seconds
 GROUPS = 8  # of rows, by where they are and by how much of the answer is written
 
 
@@ -36,8 +41,8 @@ def calls(measured: Measured) -> list[dict[str, Any]]:
                 "kv_len": call.kv_len,
                 "rows": len(call.rows),
                 "seconds": replay.seconds[sequence.name][i],
-                "fidelity_db": _finite(sqnr_db(asked.eager, replay.logits[sequence.name][i].vector)),
-                "tie_margin": _finite(asked.tie_margin),
+                "fidelity_db": finite(sqnr_db(asked.eager, replay.logits[sequence.name][i].vector)),
+                "tie_margin": finite(asked.tie_margin),
             }
             listed.append(entry)
     return listed
@@ -52,16 +57,16 @@ def differences(measured: Measured) -> dict[str, Any]:
     pairs = [(e.values.flatten(), a.values.flatten()) for _, e, a in _whole(measured)]
     float32 = torch.cat([e for e, _ in pairs]).double()
     difference = torch.cat([a for _, a in pairs]).double() - float32
-    finite = difference[difference.isfinite()]
-    size = finite.abs().sort().values
+    numbers = difference[difference.isfinite()]
+    size = numbers.abs().sort().values
     limit = size[-1].item() if len(size) and size[-1] > 0 else 1.0
     return {
         "limit": limit,
-        "counts": torch.histc(finite, BINS, -limit, limit).long().tolist(),
+        "counts": torch.histc(numbers, BINS, -limit, limit).long().tolist(),
         "median": size[len(size) // 2].item() if len(size) else None,
         "p95": size[int(0.95 * (len(size) - 1))].item() if len(size) else None,
-        "spread": _finite(float32.std().item()),
-        "not_finite": len(difference) - len(finite),
+        "spread": finite(float32.std().item()),
+        "not_finite": len(difference) - len(numbers),
     }
 
 
@@ -80,6 +85,17 @@ def agreement(measured: Measured) -> dict[str, list[dict[str, Any]]]:
         rows["kl"].append(kl_divergence(e, a))
     columns = {name: torch.cat(parts) for name, parts in rows.items()}
     return {by: _grouped(columns[by], columns["same"], columns["kl"]) for by in ("position", "masks")}
+
+
+def noise(
+    float32: Weights, quantized: Weights, recipe: Recipe, sequences: tuple[Sequence, ...], report: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Of each layer and matrix, as `pipeline.noise.ModelNoise`; None for a recipe that leaves float32 as it is."""
+    if recipe.dtype is Dtype.float32 and recipe.linear is None and recipe.embedding is None:
+        return None
+    measured = quantization_noise(float32, quantized, sequences, lambda at: report(f"noise, {at}"), NOISE_TOKENS)
+    found: dict[str, Any] = finite(asdict(measured))
+    return found
 
 
 def examples(tokenizer: Tokenizer, task: Task, checker: Path, float32: Answers, program: Answers) -> dict[str, Any]:
@@ -122,7 +138,7 @@ def _grouped(x: Tensor, same: Tensor, kl: Tensor) -> list[dict[str, Any]]:
         mine = group == i
         if mine.any():
             entry = {"first": int(x[mine].min()), "last": int(x[mine].max()), "rows": int(mine.sum())}
-            groups.append(entry | {"same": same[mine].double().mean().item(), "kl": _finite(kl[mine].mean().item())})
+            groups.append(entry | {"same": same[mine].double().mean().item(), "kl": finite(kl[mine].mean().item())})
     return groups
 
 
@@ -139,8 +155,3 @@ def _pieces(tokenizer: Tokenizer, tokens: Tensor, steps: Tensor, differs: Tensor
         pieces.append(entry)
         ids = []
     return pieces
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no other numbers."""
-    return value if math.isfinite(value) else None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,9 +16,9 @@ from pipeline.errors import BadArtifactError, InputError, OutputError, UsageErro
 from pipeline.load import load
 from pipeline.locate import Located, locate
 from pipeline.noise import KINDS, ModelNoise, quantization_noise
-from pipeline.output import check_output, write_json, write_text
-from pipeline.plot import draw, page
+from pipeline.output import check_output, finite, write_json, write_text
 from pipeline.quantize import quantize
+from pipeline.report import costliest, noise_plots, page, picture
 from pipeline.revalidate import config_of
 from recipes.stored import Weights
 from runtime.artifact import REFERENCE_FILE, ArtifactError, read_manifest
@@ -74,23 +72,24 @@ def explain_artifact(config: ExplainConfig, display: Display) -> Explained:
 
 
 def _write(output: Path, explained: Explained) -> None:
-    picture = draw(explained.quantization.layers, KINDS)
     if output.suffix == ".json":
-        write_json(output, _plain(asdict(explained)))
+        write_json(output, finite(asdict(explained)))
     elif output.suffix == ".svg":
-        write_text(output, picture)
+        write_text(output, picture(noise_plots(finite(asdict(explained.quantization)))))
     else:
-        tables = [(str(made.title), *_cells(made)) for made in _tables(explained)]
-        write_text(output, page(f"Where the error of {explained.artifact} is", _verdict(explained), picture, tables))
+        write_text(output, explain_page(explained))
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no infinity and no NaN."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+def explain_page(explained: Explained) -> str:
+    """As HTML."""
+    noise = finite(asdict(explained.quantization))
+    return page(
+        "explain.html.j2",
+        explained=explained,
+        cost=costliest(noise),
+        plots=noise_plots(noise),
+        tables=[(str(made.title), *_cells(made)) for made in _tables(explained)],
+    )
 
 
 def show(console: Console, explained: Explained) -> None:
@@ -131,14 +130,7 @@ def _cells(made: Table) -> tuple[list[str], list[list[str]]]:
 
 
 def _verdict(explained: Explained) -> str:
-    layers = explained.quantization.layers
-    shares = [layer.share for layer in layers]
-    if not any(shares):
-        cost = f"{explained.recipe} loses nothing against float32"
-    else:
-        most = max(range(len(shares)), key=shares.__getitem__)
-        kind, least = min(layers[most].matrices.items(), key=lambda pair: pair[1])
-        cost = f"layer {most} costs most: {100 * shares[most]:.0f} % of the noise, {kind} alone {_db(least)} dB"
+    cost = costliest(finite(asdict(explained.quantization)))
     return f"{cost}; {explained.program.message or 'the program is what was meant, layer by layer'}"
 
 

@@ -26,7 +26,7 @@ from runtime.reference import Sequence
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TOKENS = 512  # of whole sequences, that noise is measured over
-ROWS = 1024  # of a matrix, whose floats are in memory at once
+ROWS = 1024  # of the output layer, whose floats are in memory at once
 
 
 @dataclass(frozen=True)
@@ -74,17 +74,21 @@ class Noise:
 
 @dataclass
 class MatrixNoise:
-    """Watches the float32 model, and holds each matrix against the quantized one on the same input."""
+    """Holds each matrix of a quantized layer against float32's, on float32's input. Biases are not quantized."""
 
     quantized: Weights
+    exact: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=lambda: defaultdict(list))
     by_name: dict[str, Noise] = field(default_factory=lambda: defaultdict(Noise))
 
-    def __call__(self, name: str, linear: nn.Linear, x_1ND: Tensor) -> None:
-        given_ND = _given(self.quantized, name, x_1ND[0])
-        for start in range(0, linear.out_features, ROWS):
-            rows = slice(start, start + ROWS)
-            actual = _product(self.quantized, name, rows, given_ND)
-            self.by_name[name].add(F.linear(x_1ND[0], linear.weight[rows]), actual)
+    def note(self, name: str, linear: nn.Linear, x_1ND: Tensor) -> None:
+        """Watches the float32 layer: what goes into its matrices, and what comes out."""
+        self.exact[name].append((x_1ND[0], F.linear(x_1ND[0], linear.weight)))
+
+    def compare(self, name: str, linear: nn.Linear, _: Tensor) -> None:
+        """Watches the quantized layer after it."""
+        for x_ND, expected in self.exact.pop(name, []):
+            given_ND = _given(self.quantized, name, x_ND).to(linear.weight.dtype)
+            self.by_name[name].add(expected, F.linear(given_ND, linear.weight))
 
     def of_layer(self, i: int) -> dict[str, float]:
         """Decibels by kind."""
@@ -93,25 +97,33 @@ class MatrixNoise:
 
 
 def quantization_noise(
-    float32: Weights, quantized: Weights, sequences: tuple[Sequence, ...], report: Callable[[str], None]
+    float32: Weights,
+    quantized: Weights,
+    sequences: tuple[Sequence, ...],
+    report: Callable[[str], None],
+    tokens: int = TOKENS,
 ) -> ModelNoise:
-    """Over whole sequences of a reference, at most `TOKENS` tokens of them.
+    """Over the first of the whole sequences of a reference, at most so many tokens of them.
 
-    Three passes go through the layers side by side, each with the floats of one layer in memory only while it runs.
+    Both models go through their layers side by side, each with the floats of one layer in memory only while it runs.
     """
-    sequences = _first(tuple(sequence for sequence in sequences if sequence.name.startswith("whole")))
-    ties = TieMargins(n_tokens(sequences))
+    sequences = _first(tuple(sequence for sequence in sequences if sequence.name.startswith("whole")), tokens)
+    ties = TieMargins(2 * n_tokens(sequences))
     watch = MatrixNoise(quantized)
-    before_1ND = embed(float32, sequences, torch.float32)
-    embedding_db = sqnr_db(before_1ND, embed(quantized, sequences, None))
-    floats = run_layers(float32, sequences, torch.float32, ties, report, watch=watch)
-    streams = run_layers(quantized, sequences, None, ties)
-    alone = run_layers(quantized, sequences, None, ties, given=lambda _: before_1ND)
+    exact_1ND, stream_1ND = embed(float32, sequences, torch.float32), embed(quantized, sequences, None)
+    embedding_db = sqnr_db(exact_1ND, stream_1ND)
+
+    def both(_: int) -> Tensor:
+        """Of the quantized layer: what the one before it gave, and what float32's gave."""
+        return torch.cat([stream_1ND, exact_1ND.to(stream_1ND.dtype)], dim=1)
+
+    floats = run_layers(float32, sequences, torch.float32, ties, report, watch=watch.note)
+    twice = run_layers(quantized, (*sequences, *sequences), None, ties, given=both, watch=watch.compare)
     decibels = []
     for exact in floats:
-        stream = next(streams)
-        decibels.append((sqnr_db(exact.x_1ND, stream.x_1ND), sqnr_db(exact.x_1ND, next(alone).x_1ND)))
-        before_1ND = exact.x_1ND
+        stream_1ND, alone_1ND = next(twice).x_1ND.chunk(2, dim=1)
+        exact_1ND = exact.x_1ND
+        decibels.append((sqnr_db(exact_1ND, stream_1ND), sqnr_db(exact_1ND, alone_1ND)))
     noises = [0.0 if own_db >= IDENTICAL_DB else 10 ** (-own_db / 10) for _, own_db in decibels]
     shares = [noise / (sum(noises) or 1.0) for noise in noises]
     layers = tuple(
@@ -119,14 +131,14 @@ def quantization_noise(
         for i, (pair, share) in enumerate(zip(decibels, shares, strict=True))
     )
     report("output layer")
-    head_db, logits_db = _head(float32, quantized, sequences, exact.x_1ND, stream.x_1ND)
+    head_db, logits_db = _head(float32, quantized, sequences, exact_1ND, stream_1ND)
     return ModelNoise(embedding_db, layers, head_db, logits_db)
 
 
-def _first(sequences: tuple[Sequence, ...]) -> tuple[Sequence, ...]:
+def _first(sequences: tuple[Sequence, ...], tokens: int) -> tuple[Sequence, ...]:
     chosen = [sequences[0]]
     for sequence in sequences[1:]:
-        if n_tokens((*chosen, sequence)) > TOKENS:
+        if n_tokens((*chosen, sequence)) > tokens:
             break
         chosen.append(sequence)
     return tuple(chosen)

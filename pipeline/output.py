@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from pathlib import Path
@@ -14,6 +15,15 @@ from pipeline.errors import OutputError
 def machine() -> dict[str, Any]:
     """What a measured time belongs to."""
     return {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()}
+
+
+def finite(value: Any) -> Any:
+    """The same with None for each number that JSON has not, also inside lists and dictionaries."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_output(file: Path) -> None:

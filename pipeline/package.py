@@ -78,12 +78,13 @@ def package(
     loaded: Loaded,
     lowered: Lowered,
     validated: Validated,
+    noise: dict[str, Any] | None,
     stages: list[StageStats],
     needs: Estimate,
 ) -> dict[str, Any]:
     """Complete the staging folder: tokenizer files, `model.bpte`, the reports, the manifest, and what made it all.
 
-    Whatever tokenizer files the checkpoint has, an artifact has a tokenizer.json.
+    noise: `detail.noise`. Whatever tokenizer files the checkpoint has, an artifact has a tokenizer.json.
     """
     for file in loaded.tokenizer_files:
         shutil.copyfile(file, folder / file.name)
@@ -91,7 +92,7 @@ def package(
         loaded.tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
     write_bundle(lowered.pte, validated.measured.reference, loaded.config.vocab_size)
     created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    report = _report(config, loaded, validated, stages, needs, created)
+    report = _report(config, loaded, validated, stages, needs, created) | {"noise": noise}
     (folder / REPORT_FILE).write_text(_json(report), encoding="utf-8")
     # As JSON keeps it, and as anybody reads it.
     manifest = json.loads(_json(_manifest(folder, config, loaded, lowered, validated, needs, created)))

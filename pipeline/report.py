@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.chart import Axis, Bar, Series, bars, chart, number
+from pipeline.chart import HEIGHT, WIDTH, Axis, Bar, Series, bars, chart, number, tints
 from pipeline.display import mib
 from runtime.artifact import files_of
 from runtime.figures import TIE_MARGIN
@@ -71,6 +71,7 @@ def render_report(manifest: dict[str, Any], report: dict[str, Any]) -> str:
             agreement_plot({"": report}, "masks"),
             agreement_plot({"": report}, "position"),
             _fidelity_plot(report["calls"], figures),
+            *noise_plots(report["noise"]),
         ],
         memory=[_parts_plot(manifest["sizes"]), _memory_plan_plot(manifest)],
         time=[_seconds_plot(report), _peak_plot(report), speed_plot({"": report["calls"]})],
@@ -85,6 +86,11 @@ def page(template: str, **values: Any) -> str:
     )
     environment.filters |= {"size": size, "number": number, "figure": figure_text, "bound": bound_text, "shade": _shade}
     return environment.get_template(template).render(meanings=MEANINGS, parts=PARTS, **values)
+
+
+def picture(plots: list[Plot]) -> str:
+    """Charts side by side, as an SVG file of its own."""
+    return page("picture.svg.j2", plots=plots, width=WIDTH, height=HEIGHT)
 
 
 def size(n_bytes: float) -> str:
@@ -153,6 +159,47 @@ def agreement_plot(reports: dict[str, dict[str, Any]], by: str) -> Plot:
         "position": "By where in the sequence the token stands.",
     }[by]
     return Plot(title, picture, f"{text} Each dot is {min(rows)} to {max(rows)} masked positions.")
+
+
+def noise_plots(noise: dict[str, Any] | None) -> list[Plot]:
+    """Error by layer, and by matrix. noise: as `detail.noise` gives it."""
+    title, matrices_title = "Error of each layer", "Error of each matrix"
+    if noise is None:
+        return [Plot(title, Markup(), "None: the recipe leaves all weights and activations in float32.")]
+    layers = noise["layers"]
+    series = []
+    for name, key in (("the stream after it", "stream_db"), ("the layer alone", "alone_db")):
+        points = [(float(i), layer[key]) for i, layer in enumerate(layers) if layer[key] is not None]
+        tips = tuple(f"layer {x:.0f}, {name}: {y:.1f} dB" for x, y in points)
+        if points:
+            series.append(Series(name, points, "line", tips))
+    rows = {kind.removesuffix("_proj"): [layer["matrices"][kind] for layer in layers] for kind in layers[0]["matrices"]}
+    if not series or all(value is None for row in rows.values() for value in row):
+        return [Plot(title, Markup(), "No layer gives finite numbers.")]
+    by_layer = chart(title, Axis("layer", whole=True), Axis("signal to noise, dB"), series, legend="inside")
+    by_matrix = tints(matrices_title, "layer", rows)
+    text = "The residual stream against float32's; alone: where the layer is given float32's own."
+    return [
+        Plot(title, by_layer, f"{text} {costliest(noise)}."),
+        Plot(
+            matrices_title,
+            by_matrix,
+            "Signal to noise of what each gives for float32's input, dB. The stronger the tint, the noisier.",
+        ),
+    ]
+
+
+def costliest(noise: dict[str, Any]) -> str:
+    """Which layer costs most, and which of its matrices."""
+    layers = noise["layers"]
+    for i, layer in enumerate(layers):
+        if None in (layer["alone_db"], *layer["matrices"].values()):
+            return f"Layer {i} gives numbers that are not finite"
+    most = max(range(len(layers)), key=lambda i: float(layers[i]["share"]))
+    if layers[most]["share"] == 0:
+        return "No layer adds noise"
+    kind, least = min(layers[most]["matrices"].items(), key=lambda pair: float(pair[1]))
+    return f"Layer {most} costs most: {100 * layers[most]['share']:.0f} % of the noise, {kind} alone {least:.1f} dB"
 
 
 def speed_plot(calls: dict[str, list[dict[str, Any]]]) -> Plot:

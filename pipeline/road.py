@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
+from pipeline import detail
 from pipeline.config import RunConfig
 from pipeline.display import Display
 from pipeline.errors import ValidationError
@@ -16,6 +17,7 @@ from pipeline.package import Packaged, package, place, place_failed, staging
 from pipeline.quantize import quantize
 from pipeline.record import check_settings, prompts_of
 from pipeline.validate import Validated, validate
+from recipes.stored import Weights
 from runtime.artifact import REFERENCE_FILE
 from runtime.program import MODEL_FILE
 
@@ -41,8 +43,10 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
         with display.stage("validate") as report:
             reference_file = folder / REFERENCE_FILE
             validated = validate(lowered, quantized, loaded, config.task, config.validation, reference_file, report)
+            sequences = validated.measured.reference.sequences
+            noise = detail.noise(Weights(loaded.model, {}), quantized.weights, config.recipe, sequences, report)
         with display.stage("package"):
-            manifest = package(folder, config, loaded, lowered, validated, display.stages, needs)
+            manifest = package(folder, config, loaded, lowered, validated, noise, display.stages, needs)
             if not validated.ok:
                 failed = place_failed(folder, output)
                 wrong = "; ".join(str(figure) for figure in validated.figures if not figure.ok)

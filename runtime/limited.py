@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, ParamSpec, TypeVar
@@ -76,6 +77,37 @@ def restrict(n_bytes: int) -> None:
         _, hard = resource.getrlimit(limit)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(limit, (value, value))
+
+
+def restrict_to_program(n_bytes: int, planned_memory: float, longest: int, more: int = 0) -> None:
+    """To what a program of so many bytes may take, twice over, but never to more than this machine has.
+
+    That is its weights, packed for the processor, its arenas, the scores of its longest call, in tokens, and `more`.
+    """
+    scores = 64 * 4 * longest**2  # of 64 heads
+    needed = 2**29 + 2 * n_bytes + max(0, int(planned_memory)) + scores + more
+    restrict(min(2 * needed, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+
+
+def end_if_loading_hangs(n_bytes: int) -> None:
+    """The kernel ends this process if nothing else is allowed within two minutes, and what so many bytes explain."""
+    signal.setitimer(signal.ITIMER_REAL, 120 + n_bytes // 2**24)
+
+
+def end_if_call_hangs(T: int, n_bytes: int) -> None:
+    """Likewise, after a minute more than a slow processor would take for T tokens."""
+    signal.setitimer(signal.ITIMER_REAL, 60 + T * n_bytes / 2**30)
+
+
+def how_it_ended(child: subprocess.CompletedProcess[str], doing: str) -> str:
+    """In one line, why a process that was running a program ended with something else than 0."""
+    lines = [line for line in child.stderr.strip().splitlines() if "cpuinfo" not in line]
+    if child.returncode == -signal.SIGALRM:
+        return "the runtime hung: a call took longer than a minute and what its size explains"
+    if child.returncode < 0:
+        words = f": {lines[-1]}" if lines else ""
+        return f"the runtime crashed ({died_of(child.returncode)}) while {doing} it{words}"
+    return lines[-1] if lines else f"exit code {child.returncode}"
 
 
 def died_of(exitcode: int) -> str:

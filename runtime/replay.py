@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from runtime.generate import Network, generate
-from runtime.limited import died_of, restrict
+from runtime.limited import end_if_call_hangs, end_if_loading_hangs, how_it_ended, restrict_to_program
 from runtime.logits import Summary, digest, summarize
 from runtime.memory import memory, peak_rss
 from runtime.program import Program, ProgramError, executorch_runtime
@@ -81,14 +81,8 @@ def replay(pte: Path, reference: Path, solve: bool = True, planned_memory: float
         child = subprocess.run(
             command, capture_output=True, text=True, errors="replace", cwd=root, env=env, check=False
         )
-        lines = [line for line in child.stderr.strip().splitlines() if "cpuinfo" not in line]
-        if child.returncode == -signal.SIGALRM:
-            raise ProgramError(f"{pte}: the runtime hung: a call took longer than a minute and what its size explains")
-        if child.returncode < 0:
-            words = f": {lines[-1]}" if lines else ""
-            raise ProgramError(f"{pte}: the runtime crashed ({died_of(child.returncode)}) while running it{words}")
         if child.returncode != 0:
-            said = lines[-1] if lines else f"exit code {child.returncode}"
+            said = how_it_ended(child, "running")
             raise ProgramError(said if pte.name in said or reference.name in said else f"{pte}: {said}")
         try:
             return _read_output(output)
@@ -110,23 +104,6 @@ def _read_output(output: Path) -> Replay:
             answers = Answers(**{f.name: opened.get_tensor(f"task/{f.name}") for f in fields(Answers)})
     kept = ("digests", "seconds", "load_seconds", "run_seconds", "peak_rss", "anonymous", "metadata")
     return Replay(logits=logits, answers=answers, **{key: header[key] for key in kept})
-
-
-def _limit_memory(pte: Path, reference: Reference, planned_memory: float) -> None:
-    """To what the weights, packed for the processor, the arenas, and the longest call's scores may take, twice over."""
-    longest = max(len(call.tokens) for sequence in reference.sequences for call in sequence.calls)
-    scores = 64 * 4 * longest**2  # of 64 heads
-    needed = 2**29 + 2 * pte.stat().st_size + max(0, int(planned_memory)) + scores
-    restrict(min(2 * needed, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
-
-
-def _stop_hanging(program: Program, n_bytes: int) -> None:
-    """The kernel ends this process if a call takes a minute more than a slow processor would take for it."""
-
-    def allow(T: int) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 60 + T * n_bytes / 2**30)
-
-    program.before_call = allow
 
 
 def _run(
@@ -167,13 +144,14 @@ def main() -> None:
         reference = load_reference(reference_file)
         task = reference.task if "--solve" in sys.argv[5:] else None
         n_bytes = pte.stat().st_size
+        longest = max(len(call.tokens) for sequence in reference.sequences for call in sequence.calls)
         executorch_runtime()  # what it imports is not the program's
-        _limit_memory(pte, reference, float(sys.argv[4]))
-        signal.alarm(120 + n_bytes // 2**24)
+        restrict_to_program(n_bytes, float(sys.argv[4]), longest)
+        end_if_loading_hangs(n_bytes)
         started = time.perf_counter()
         program = Program.open(pte)
         loaded = time.perf_counter()
-        _stop_hanging(program, n_bytes)
+        program.before_call = lambda T: end_if_call_hangs(T, n_bytes)
         outputs, digests, seconds = _run(program, reference, task)
         signal.setitimer(signal.ITIMER_REAL, 0)
         ended = time.perf_counter()

@@ -1,12 +1,13 @@
 """What happens inside a `.pte`: the residual stream, keys and values of each layer, as ETDump records them.
 
-The program runs in a process of its own: python -m runtime.trace MODEL.pte CALLS.json BUFFER_BYTES FOLDER
+The program runs in a process of its own: python -m runtime.trace MODEL.pte CALLS.json BUFFER PLANNED_MEMORY FOLDER
 """
 
 from __future__ import annotations
 
 import json
 import math
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,15 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from runtime.format import read_plan
-from runtime.limited import died_of
+from runtime.limited import end_if_call_hangs, end_if_loading_hangs, how_it_ended, restrict_to_program
 from runtime.program import ProgramError, executorch_folder, executorch_runtime
 from runtime.reference import Call, Sequence
 
 BUFFER = 2**28  # bytes at most for what one run records; sequences that do not fit are left out
+MOST = 2**30  # bytes that any short sequence of a real network fits in
 ALIGNED = 64  # each tensor of the record begins at a multiple of it
 DTYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "LONG": torch.int64, "BOOL": torch.bool, "INT": torch.int32}
 ETDUMP_FILE, TENSORS_FILE, OUTPUTS_FILE = "trace.etdp", "trace.bin", "outputs.safetensors"
@@ -85,10 +88,15 @@ def trace(pte: Path, sequences: tuple[Sequence, ...]) -> Trace:
         raise TraceError(f"{pte}: no program of DreamEdge: {type(error).__name__}: {error}") from error
     if not sequences:
         raise TraceError(f"{pte}: no sequence that can be recorded")
+    if n_bytes > MOST:
+        raise TraceError(f"{pte}: it says that the record of {sequences[0].name} would take {n_bytes >> 20} MiB")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _record(pte, sequences, n_bytes, folder)
-        return _read(pte, sequences, plan, places, folder)
+        _record(pte, sequences, n_bytes, sum(plan.non_const_buffer_sizes), folder)
+        try:
+            return _read(pte, sequences, plan, places, folder)
+        except (SafetensorError, OSError, subprocess.CalledProcessError) as error:
+            raise TraceError(f"{pte}: the process that recorded it ended early: {error}") from error
 
 
 def _find(pte: Path, plan: Any, graphs: dict[int, dict[str, Any]]) -> Places:
@@ -191,18 +199,16 @@ def _sizes(plan: Any, tensor: Any, length: int) -> list[int]:
     return sizes
 
 
-def _record(pte: Path, sequences: tuple[Sequence, ...], n_bytes: int, folder: Path) -> None:
+def _record(pte: Path, sequences: tuple[Sequence, ...], n_bytes: int, planned_memory: int, folder: Path) -> None:
     calls = folder / "calls.json"
     calls.write_text(json.dumps([_plain(call) for sequence in sequences for call in sequence.calls]))
-    command = [sys.executable, "-m", "runtime.trace", str(pte.resolve()), str(calls), str(n_bytes), str(folder)]
+    numbers = (str(n_bytes), str(planned_memory))
+    command = [sys.executable, "-m", "runtime.trace", str(pte.resolve()), str(calls), *numbers, str(folder)]
     # Where this package was found, the child finds it.
     root = str(Path(__file__).resolve().parent.parent)
     child = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=root, check=False)
-    if child.returncode < 0:
-        raise TraceError(f"{pte}: the runtime crashed ({died_of(child.returncode)}) while recording it")
     if child.returncode != 0:
-        lines = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
-        raise TraceError(f"{pte}: cannot be recorded: {lines[-1]}")
+        raise TraceError(f"{pte}: cannot be recorded: {how_it_ended(child, 'recording')}")
 
 
 def _plain(call: Call) -> dict[str, Any]:
@@ -300,19 +306,26 @@ def _planned(plan: Any, length: int) -> list[tuple[int, dict[str, Any]]]:
 
 
 def main() -> None:
-    pte, calls_file, n_bytes, folder = sys.argv[1:]
+    pte, calls_file, folder = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[5])
+    buffer, planned_memory = int(sys.argv[3]), int(sys.argv[4])
     try:
-        program = executorch_runtime().load_program(Path(pte), enable_etdump=True, debug_buffer_size=int(n_bytes))
+        runtime, n_bytes = executorch_runtime(), pte.stat().st_size  # what the runtime imports is not the program's
+        calls = json.loads(calls_file.read_text())
+        restrict_to_program(n_bytes, planned_memory, max(call["kv_len"] for call in calls), 2 * buffer)
+        end_if_loading_hangs(n_bytes)
+        program = runtime.load_program(pte, enable_etdump=True, debug_buffer_size=buffer)
         forward = program.load_method("forward")
         outputs = {}
-        for i, call in enumerate(json.loads(Path(calls_file).read_text())):
+        for i, call in enumerate(calls):
             numbers = (call["tokens"], call["start_pos"], call["kv_len"], call["rows"])
             tokens, start_pos, kv_len, rows = (torch.tensor(number).view(-1) for number in numbers)
+            end_if_call_hangs(len(tokens), n_bytes)
             outputs[str(i)] = forward.execute((tokens[None], start_pos, kv_len, rows))[0][0].contiguous()
-        program.write_etdump_result_to_file(str(Path(folder, ETDUMP_FILE)), str(Path(folder, TENSORS_FILE)))
-    except (RuntimeError, ValueError, OSError) as error:
-        sys.exit(str(error))
-    save_file(outputs, Path(folder, OUTPUTS_FILE))
+        program.write_etdump_result_to_file(str(folder / ETDUMP_FILE), str(folder / TENSORS_FILE))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except (RuntimeError, MemoryError, ValueError, OSError) as error:
+        sys.exit(str(error) or type(error).__name__)
+    save_file(outputs, folder / OUTPUTS_FILE)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from model import DreamEdgeConfig
+from pipeline.chart import Axis, Series, chart
 from pipeline.config import ExportConfig, load_recipe
 from pipeline.estimate import of_sizes
 from pipeline.export import lengths
+from pipeline.report import Plot, picture
 
 GIB, MIB = 2**30, 2**20
 STAGES = ("load", "quantize", "export", "lower", "validate")
-COLORS = {"seconds": "#1f5c99", "peak memory, GiB": "#b3541e"}
-WIDTH, HEIGHT, LEFT, TOP = 300, 190, 46, 34
 
 
 def road_table(result: dict[str, Any]) -> str:
@@ -93,30 +93,16 @@ def draw(result: dict[str, Any]) -> str:
     """Seconds and peak memory by layers, as SVG."""
     roads = {int(name.split()[0]): road for name, road in growth(result).items() if name.endswith("layers")}
     curves = {
-        "seconds": {n: _seconds(road) for n, road in roads.items()},
-        "peak memory, GiB": {n: _peak(road) / GIB for n, road in roads.items()},
+        ("Time from loading to lowering", "seconds"): [(float(n), _seconds(road)) for n, road in roads.items()],
+        ("Peak memory", "GiB"): [(float(n), _peak(road) / GIB) for n, road in roads.items()],
     }
-    width, height = 2 * (WIDTH + LEFT) + 20, TOP + HEIGHT + 44
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
-        f'font-size="12">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-    ]
-    for i, (title, curve) in enumerate(curves.items()):
-        x0, y0 = LEFT + i * (WIDTH + LEFT), TOP + HEIGHT
-        top = 1.15 * max(curve.values())
-        points = [(x0 + (WIDTH - 40) * n / max(curve), y0 - HEIGHT * value / top) for n, value in curve.items()]
-        parts.append(f'<text x="{x0}" y="20" font-weight="bold">{title}</text>')
-        parts.append(f'<path d="M{x0} {TOP} V{y0} H{x0 + WIDTH - 30}" fill="none" stroke="#888"/>')
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{COLORS[title]}" stroke-width="2"/>')
-        for (x, y), (n, value) in zip(points, curve.items(), strict=True):
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{COLORS[title]}"/>')
-            label = f"{value:.0f}" if title == "seconds" else f"{value:.2f}"
-            parts.append(f'<text x="{x:.1f}" y="{y - 9:.1f}" text-anchor="middle">{label}</text>')
-            parts.append(f'<text x="{x:.1f}" y="{y0 + 18}" text-anchor="middle">{n}</text>')
-        parts.append(f'<text x="{x0 + WIDTH / 2 - 20}" y="{y0 + 36}" text-anchor="middle" fill="#666">layers</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    plots = []
+    for (title, unit), points in curves.items():
+        top = 1.15 * max(y for _, y in points)
+        axes = (Axis("layers", (0, max(roads)), whole=True), Axis(unit, (0, top)))
+        tips = tuple(f"{x:.0f} layers: {y:.3g} {unit}" for x, y in points)
+        plots.append(Plot(title, chart(title, *axes, [Series(unit, points, "line", tips)]), ""))
+    return picture(plots)
 
 
 def _main_road(result: dict[str, Any]) -> dict[str, Any]:

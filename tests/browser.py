@@ -25,7 +25,7 @@ FLAGS = [
     "--disable-sync",
     "--remote-debugging-pipe",
 ]
-# Of every element with text of its own: its contrast (WCAG 2) with what is behind it.
+# Of every element with text of its own: its contrast (WCAG 2) with what is behind it, of a value in a cell the cell.
 CONTRASTS = """
 (() => {
   const rgba = text => (text.match(/[\\d.]+/g) || []).map(Number).concat([1]).slice(0, 4);
@@ -36,7 +36,9 @@ CONTRASTS = """
   const texts = [...document.querySelectorAll("body *")].filter(
     e => e.tagName != "title" && [...e.childNodes].some(n => n.nodeType == 3 && n.textContent.trim()));
   return texts.map(e => {
-    const style = getComputedStyle(e), back = behind(e);
+    const style = getComputedStyle(e), cell = e.classList.contains("value") ? e.previousElementSibling : null;
+    const tint = cell && getComputedStyle(cell);
+    const back = tint ? over([...rgba(tint.fill).slice(0, 3), +tint.fillOpacity], behind(e)) : behind(e);
     const front = over(rgba(e.ownerSVGElement ? style.fill : style.color), back);
     const [a, b] = [light(front), light(back)].sort((x, y) => y - x);
     return [e.textContent.trim().slice(0, 40), (a + 0.05) / (b + 0.05)];

@@ -24,8 +24,9 @@ from runtime.artifact import ArtifactError, load_manifest, read_manifest
 from runtime.figures import Figure
 from runtime.limited import LimitError, limited
 from runtime.program import ProgramError
-from runtime.reference import ReferenceError, load_reference
+from runtime.reference import ReferenceError, Sequence, load_reference
 from runtime.replay import replay
+from runtime.trace import TraceError, trace
 from tests.checkpoints import BUNDLED, GOLDEN, ROOT
 from tests.resealing import reseal
 
@@ -238,20 +239,55 @@ def test_a_program_that_does_not_end_well(
     monkeypatch.setattr(sys, "executable", str(process))
     with pytest.raises(ProgramError, match=said):
         replay(artifact / "model.pte", artifact / "reference.safetensors")
+    with pytest.raises(TraceError, match=said):
+        trace(artifact / "model.pte", short_ones(artifact))
+
+
+def short_ones(artifact: Path) -> tuple[Sequence, ...]:
+    sequences = load_reference(artifact / "reference.safetensors").sequences
+    return tuple(sequence for sequence in sequences if sequence.name.startswith("short"))[:2]
 
 
 def test_a_call_that_hangs_is_ended(artifact: Path) -> None:
     """As validation arms it, with a second in place of a minute."""
     code = (
-        "import time; from runtime import replay, Program; from pathlib import Path; import signal; "
-        f"import runtime.replay as r; p = Program.open(Path({str(artifact)!r})); r._stop_hanging(p, 0); "
-        "set_ = signal.setitimer; r.signal.setitimer = lambda which, s: set_(which, s / 60); "
+        "import time; from runtime import Program; from pathlib import Path; from runtime import limited; "
+        f"p = Program.open(Path({str(artifact)!r})); p.before_call = lambda T: limited.end_if_call_hangs(T, 0); "
+        "set_ = limited.signal.setitimer; limited.signal.setitimer = lambda which, s: set_(which, s / 60); "
         "p._forward = type('F', (), {'execute': lambda self, x: time.sleep(30)})(); p.forward([1], 0, 1)"
     )
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
     assert done.returncode == -signal.SIGALRM, done.stderr
     assert time.monotonic() - started < 25
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("l.restrict_to_program = lambda *_: l.restrict(2**22)", "cannot be recorded: .*(alloc|memory)"),
+        ("l.end_if_call_hangs = lambda *_: (l.signal.setitimer(0, 0.2), time.sleep(60))", "the runtime hung"),
+    ],
+)
+def test_a_recording_is_limited(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, said: str
+) -> None:
+    """The process that records a program, with less memory, or with a call that does not end."""
+    code = f"import runpy, sys, time; import runtime.limited as l; {change}; sys.argv = sys.argv[2:]"
+    process = tmp_path / "python"
+    process.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}; runpy.run_module(sys.argv[0])" "$@"\n')
+    process.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(process))
+    with pytest.raises(TraceError, match=said) as raised:
+        trace(artifact / "model.pte", short_ones(artifact))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_record_has_a_limit(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a program says of its tensors is memory that would be taken."""
+    monkeypatch.setattr("runtime.trace.MOST", 2**20)
+    with pytest.raises(TraceError, match=r"the record of short-00 would take \d+ MiB"):
+        trace(artifact / "model.pte", short_ones(artifact))
 
 
 @pytest.mark.parametrize("command", ["generate", "evaluate"])

@@ -14,7 +14,10 @@ import torch
 
 from pipeline import detail
 from pipeline.compare import compare_page, compared_artifacts
-from pipeline.report import MEANINGS, bound_text, figure_text, render_report
+from pipeline.explain import Explained, explain_page
+from pipeline.locate import Fidelity, Located
+from pipeline.noise import LayerNoise, ModelNoise
+from pipeline.report import MEANINGS, bound_text, costliest, figure_text, noise_plots, render_report
 from runtime.artifact import Measured, load_manifest, read_manifest
 from runtime.format import ProgramFormat
 from runtime.logits import summarize
@@ -35,13 +38,24 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(build: Build, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A valid one, one without a task, one out of bounds with a hostile name, and two artifacts compared."""
+    """A valid one, one without a task, one out of bounds with a hostile name, two artifacts compared, one explained."""
     folder = tmp_path_factory.mktemp("pages")
     sudoku, random = build("dream_sudoku", "int4_xnnpack"), build("gqa2", "fp32_xnnpack")
     (folder / "failed.html").write_text(render_report(*failed(sudoku)))
     (folder / "compared.html").write_text(compare_page(compared_artifacts(sudoku, random)))
+    (folder / "explained.html").write_text(explain_page(explained(sudoku)))
     paths = {"valid": sudoku / "report.html", "no task": random / "report.html"}
-    return paths | {name: folder / f"{name}.html" for name in ("failed", "compared")}
+    return paths | {name: folder / f"{name}.html" for name in ("failed", "compared", "explained")}
+
+
+def explained(artifact: Path) -> Explained:
+    """As of a program with a wrong layer, and an ugly name."""
+    noise = json.loads((artifact / "report.json").read_text())["noise"]
+    layers = tuple(LayerNoise(**layer) for layer in noise["layers"])
+    right, wrong = (Fidelity(131.2, 18.1, 30.0, True, parts) for parts in ((), ("values 18.1 dB", "output 30.0 dB")))
+    message = "layer 1 is wrong: values 18.1 dB, must be at least 110; look at v_proj"
+    located = Located(1, message, 200.0, (right, wrong, right, right), (0, 1, 2, 3))
+    return Explained(LONG_NAME, "int4_xnnpack", ModelNoise(**noise | {"layers": layers}), located)
 
 
 def failed(artifact: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -56,7 +70,7 @@ def failed(artifact: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return manifest, report | {"valid": False}
 
 
-@pytest.mark.parametrize("name", ["valid", "no task", "failed", "compared"])
+@pytest.mark.parametrize("name", ["valid", "no task", "failed", "compared", "explained"])
 def test_in_a_browser(browser: Browser, pages: dict[str, Path], name: str) -> None:
     """No request but the page itself, no complaint, nothing wider than the window, and all text can be read."""
     for width in (DESKTOP, PHONE):
@@ -150,6 +164,41 @@ def test_the_plots_are_drawn_from_what_was_measured(build: Build) -> None:
     linear = sizes["parts"]["attention"] + sizes["parts"]["mlp"] + sizes["parts"]["output"]
     assert linear == pytest.approx(sizes["linear_weights"], rel=0.1)  # without biases
     assert sizes["parts"]["other"] < 0.25 * sizes["program"]
+
+
+def test_the_error_of_each_layer_is_drawn(browser: Browser, pages: dict[str, Path], build: Build) -> None:
+    artifact = build("dream_sudoku", "int4_xnnpack")
+    noise = json.loads((artifact / "report.json").read_text())["noise"]
+    figures = {figure["name"]: figure["value"] for figure in read_manifest(artifact)["figures"]}
+    assert noise["logits_db"] == pytest.approx(figures["sqnr_db"], abs=2)  # over fewer tokens, and all of their rows
+    browser.open(pages["valid"])
+    plots = "[...document.querySelectorAll('#quality figure')]"
+    titles = browser.value(f"{plots}.map(e => [...e.querySelectorAll('title')].map(t => t.textContent))")
+    for i, layer in enumerate(noise["layers"]):
+        assert f"layer {i}, the stream after it: {layer['stream_db']:.1f} dB" in titles[-2]
+        assert f"layer {i}, the layer alone: {layer['alone_db']:.1f} dB" in titles[-2]
+        for kind, db in layer["matrices"].items():
+            assert f"{kind.removesuffix('_proj')}, layer {i}: {db:.1f}" in titles[-1]
+    assert "Layer 3 costs most" in browser.value(f"{plots}.at(-2).textContent")
+    # In the dark as in the light: the noisiest cell stands out from the card most.
+    fills = browser.value(f"[...{plots}.at(-1).querySelectorAll('.cell')].map(e => +getComputedStyle(e).fillOpacity)")
+    decibels = [layer["matrices"][kind] for kind in noise["layers"][0]["matrices"] for layer in noise["layers"]]
+    assert fills.index(max(fills)) == decibels.index(min(decibels))
+    browser.open(pages["no task"])  # of a float32 recipe
+    assert "leaves all weights and activations in float32" in browser.value(f"{plots}.at(-1).textContent")
+
+
+def test_noise_that_is_no_number_is_said(build: Build) -> None:
+    noise = json.loads((build("dream_sudoku", "int4_xnnpack") / "report.json").read_text())["noise"]
+    noise["layers"][2] |= {"stream_db": None, "alone_db": None}
+    plots = noise_plots(noise)
+    assert "Layer 2 gives numbers that are not finite." in plots[0].text
+    assert plots[0].picture.count("<circle") == 6
+    for layer in noise["layers"]:
+        layer |= {"stream_db": None, "alone_db": None, "share": None}
+    assert [plot.text for plot in noise_plots(noise)] == ["No layer gives finite numbers."]
+    same = {"stream_db": 200.0, "alone_db": 200.0, "share": 0.0, "matrices": {"q_proj": 200.0}}
+    assert costliest({"layers": [same]}) == "No layer adds noise"
 
 
 def test_the_example_is_what_both_wrote(browser: Browser, pages: dict[str, Path], build: Build) -> None:
