@@ -51,8 +51,12 @@ def of_another_checkpoint(model: DreamEdge, recipe: Recipe) -> None:
         setattr(model.get_submodule(module), leaf, parameter)
 
 
-def nan_in_a_row(model: DreamEdge) -> None:
+def nan_in_a_scale(model: DreamEdge) -> None:
     quantized(model, "mlp.gate_proj").scale[7] = torch.nan
+
+
+def nan_in_a_row(model: DreamEdge) -> None:
+    model.get_parameter(f"layers.{LAYER}.mlp.down_proj.weight").data[7] = torch.nan
 
 
 def lm_head_quantized(model: DreamEdge, recipe: Recipe) -> None:
