@@ -6,6 +6,10 @@ import warnings
 from typing import Any
 
 import torch
+
+import recipes.exporter  # noqa: F401 - first
+
+# isort: split
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import (
     EdgeCompileConfig,

@@ -8,6 +8,9 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
+import recipes.exporter  # noqa: F401 - first
+
+# isort: split
 from executorch.backends.xnnpack import xnnpack_preprocess
 from executorch.backends.xnnpack._passes import XNNPACKPassManager
 from executorch.backends.xnnpack.operators.node_visitor import NodeVisitor
@@ -25,6 +28,7 @@ from torch.nn import Parameter
 
 from model.pages import release
 from recipes import shapes  # noqa: F401 - its kernels make every pass faster
+from recipes.retracing import decomposed_once, shapes_computed_once
 from recipes.stored import Region, Weights
 
 # Rewrites of operators that Dream does not have. Each would trace every delegate anew, and change nothing.
@@ -55,6 +59,8 @@ def adapted_lowering(weights: Weights | None = None) -> Iterator[None]:
             xnnpack_preprocess.XnnpackBackend, "copy_exported_program_for_preprocess", copy_without_duplicates
         ),
         patch.object(xnnpack_preprocess, "XNNPACKPassManager", passes_for_dream),
+        decomposed_once(),
+        shapes_computed_once(),
         left_on_disk(weights) if weights is not None and weights.regions else nullcontext(),
     ):
         yield

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from runtime.limited import LimitError, limited
-from runtime.program import ProgramError
+from runtime.program import ProgramError, without_exporter
 
 T = TypeVar("T")
 
@@ -70,7 +70,8 @@ def _apart(pte: Path, work: Callable[[Path], T]) -> T:
 
 def _program_size(pte: Path) -> int:
     """Bytes of the file's part that is read as a whole; the weights follow it."""
-    from executorch.exir._serialize._program import _get_extended_header
+    with without_exporter():
+        from executorch.exir._serialize._program import _get_extended_header
 
     header = _get_extended_header(_read(pte, 0, 64))
     return min(header.program_size, pte.stat().st_size) if header is not None and header.is_valid() else 0
@@ -80,7 +81,8 @@ def _take_apart(pte: Path, folder: str, work: Callable[[Path], T]) -> T:
     """folder: for what executorch writes meanwhile."""
     tempfile.tempdir = folder
     try:
-        return work(pte)
+        with without_exporter():
+            return work(pte)
     except (ProgramError, MemoryError):
         raise
     except Exception as error:

@@ -174,7 +174,7 @@ def executorch_runtime() -> Any:
     """The process's runtime, with the kernels that our programs call."""
     import warnings
 
-    with warnings.catch_warnings(), _without_exporter():
+    with warnings.catch_warnings(), without_exporter():
         warnings.simplefilter("ignore")  # "this API is experimental"
         from executorch.runtime import Runtime
 
@@ -185,22 +185,23 @@ def executorch_runtime() -> Any:
 
 
 @contextlib.contextmanager
-def _without_exporter() -> Iterator[None]:
-    """executorch's runtime imports one decorator of its exporter, and with it the whole of it, and torchao.
+def without_exporter() -> Iterator[None]:
+    """Importing parts of executorch that need nothing of its exporter, without the whole of it, and torchao.
 
-    That takes 2 s and 130 MB (measured), and no device has it. In its place stands an empty package of that name.
+    That takes 5 s and 130 MB (measured), and no device has it. In its place stand empty packages of these names.
     """
-    exporter = "executorch.exir"
-    if exporter in sys.modules:
-        yield
-        return
-    package = types.ModuleType(exporter)
-    package.__path__ = [str(executorch_folder() / "exir")]
-    sys.modules[exporter] = package
+    importlib.import_module("executorch.backends")  # light, and asked for by those inside it
+
+    absent = [name for name in ("executorch.exir", "executorch.backends.xnnpack") if name not in sys.modules]
+    for name in absent:
+        package = types.ModuleType(name)
+        package.__path__ = [str(executorch_folder().joinpath(*name.split(".")[1:]))]
+        sys.modules[name] = package
     try:
         yield
     finally:
-        del sys.modules[exporter]  # whoever wants the exporter imports the real one
+        for name in absent:
+            del sys.modules[name]  # whoever wants the exporter imports the real one
 
 
 def executorch_folder() -> Path:

@@ -117,7 +117,12 @@ def _run(
         forward = program.start()
         for i, (call, asked) in enumerate(zip(sequence.calls, expected, strict=True)):
             started = time.perf_counter()
-            logits_KV = forward(call.tokens, call.start_pos, call.kv_len, call.rows)[0]
+            try:
+                logits_KV = forward(call.tokens, call.start_pos, call.kv_len, call.rows)[0]
+            except (ProgramError, ValueError) as error:
+                T, K = len(call.tokens), len(call.rows)
+                asks = f"{T} tokens from {call.start_pos}, kv_len {call.kv_len}, {K} rows"
+                raise ProgramError(f"{sequence.name}, call {i} ({asks}): {error}") from error
             seconds.setdefault(sequence.name, []).append(time.perf_counter() - started)
             summary = summarize(logits_KV, asked.columns)
             if summary.vector.shape != asked.eager.shape:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from runtime.format import read_plan
 from runtime.limited import end_if_call_hangs, end_if_loading_hangs, how_it_ended, restrict_to_program
-from runtime.program import ProgramError, executorch_folder, executorch_runtime
+from runtime.program import ProgramError, executorch_folder, executorch_runtime, without_exporter
 from runtime.reference import Call, Sequence
 
 BUFFER = 2**28  # bytes at most for what one run records; sequences that do not fit are left out
@@ -249,10 +249,11 @@ def _load(record: Tensor, entry: dict[str, Any]) -> Tensor:
 
 def _runs(folder: Path) -> list[Run]:
     """As executorch's schema decodes the record; its own reader takes pandas and seconds."""
-    from executorch.exir._serialize._flatbuffer import _flatc_decompile
-
     schema = executorch_folder() / "devtools" / "etdump" / "etdump_schema_flatcc.fbs"
-    _flatc_decompile(str(folder), str(schema), str(folder / ETDUMP_FILE), ["--size-prefixed"])
+    with without_exporter():
+        from executorch.exir._serialize._flatbuffer import _flatc_decompile
+
+        _flatc_decompile(str(folder), str(schema), str(folder / ETDUMP_FILE), ["--size-prefixed"])
     decoded = json.loads((folder / ETDUMP_FILE).with_suffix(".json").read_text())
     runs = []
     for data in decoded["run_data"]:

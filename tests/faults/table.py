@@ -279,9 +279,17 @@ FAULTS = (
     ),
     Fault("weights", "int8 labelled int4", int8_labelled_int4, "wrong_linear_weights", "no qbint4 weight"),
     # export
-    Fault("export", "max_seq_len one short", program(max_seq_len=255), RUNTIME, "max-length"),
-    Fault("export", "one length only", program(export=static_length), RUNTIME, "tokens"),
-    Fault("export", "room for fewer rows", program(max_rows=8), RUNTIME, "rows"),
+    Fault(
+        "export",
+        "max_seq_len one short",
+        program(max_seq_len=255),
+        RUNTIME,
+        r"max-length, call 0 \(256 tokens from 0, kv_len 256, 8 rows\)",
+    ),
+    Fault(
+        "export", "one length only", program(export=static_length), RUNTIME, r"whole-000, call 0 \(\d+ tokens from 0"
+    ),
+    Fault("export", "room for fewer rows", program(max_rows=8), RUNTIME, r"whole-000, call 0 \(.* \d\d rows\)"),
     Fault(
         "export",
         "wrong mask id in the metadata",
