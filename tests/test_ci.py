@@ -13,7 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from pipeline import baseline
 from pipeline.baseline import Baseline, against_baseline, open_baseline
