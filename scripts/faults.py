@@ -1,7 +1,7 @@
 """Put faults into right programs and see what catches them; build right ones and see that nothing is raised.
 
 python -m scripts.faults catch OUTPUT.json [--only NAME ...]
-python -m scripts.faults alarms OUTPUT.json [--seeds N]
+python -m scripts.faults alarms OUTPUT.json [--seeds N] [--workers N]
 
 docs/faults.md shows the figures.
 """
@@ -19,6 +19,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="a JSON file for the figures")
     parser.add_argument("--only", nargs="*", default=[], help="faults, or groups of them; all by default")
     parser.add_argument("--seeds", type=int, default=20, help="checkpoints that right programs are made of")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make right programs")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
@@ -50,7 +52,7 @@ def main() -> None:
             chosen = [fault for fault in FAULTS if not args.only or {fault.name, fault.group} & set(args.only)]
             catch(chosen, Path(folder), args.output)
         else:
-            alarms(range(args.seeds), Path(folder), args.output)
+            alarms(range(args.seeds), args.workers, Path(folder), args.output)
 
 
 def catch(faults: list[Fault], folder: Path, output: Path) -> None:
@@ -83,26 +85,32 @@ def is_caught(fault: Fault, one: dict[str, Any]) -> bool:
     return fault.check in one["checks"] and re.search(fault.says, one["says"]) is not None
 
 
-def alarms(seeds: Iterable[int], folder: Path, output: Path) -> None:
-    """Every recipe for each seed, by `python -m pipeline run`. Writes after each."""
+def alarms(seeds: Iterable[int], workers: int, folder: Path, output: Path) -> None:
+    """Every recipe for each seed, by `python -m pipeline run`. Writes after each seed."""
     runs: list[dict[str, Any]] = []
-    config = read_shape(SHAPE)
-    recipes = sorted(names_of("recipe"))
     started = time.monotonic()
-    for seed in track(list(seeds), "checkpoints", transient=True):
-        checkpoint = folder / f"seed-{seed}"
-        write_checkpoint(config, checkpoint, seed)
-        for recipe in recipes:
-            artifact = folder / f"{seed}-{recipe}"
-            paths = [f"checkpoint={checkpoint}", f"output={artifact}", f"cache={folder / 'cache'}"]
-            code, said = _quiet(["run", f"recipe={recipe}", *paths, *quality_of_random_weights(recipe)])
-            figures: dict[str, float] = {}
-            if code == 0:
-                manifest = json.loads((artifact / MANIFEST_FILE).read_text())
-                figures = {f["name"]: f["value"] for f in manifest["figures"] if f["name"] in FIDELITY}
-            runs.append({"seed": seed, "recipe": recipe, "exit_code": code, "says": said, "figures": figures})
-            result = {"seconds": round(time.monotonic() - started), "runs": runs}
+    with ProcessPoolExecutor(workers) as pool:
+        jobs = [pool.submit(_runs_of, seed, folder) for seed in seeds]
+        for job in track(jobs, "checkpoints", transient=True):
+            runs += job.result()
+            result = {"seconds": round(time.monotonic() - started), "workers": workers, "runs": runs}
             output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def _runs_of(seed: int, folder: Path) -> list[dict[str, Any]]:
+    checkpoint = folder / f"seed-{seed}"
+    write_checkpoint(read_shape(SHAPE), checkpoint, seed)
+    runs: list[dict[str, Any]] = []
+    for recipe in sorted(names_of("recipe")):
+        artifact = folder / f"{seed}-{recipe}"
+        paths = [f"checkpoint={checkpoint}", f"output={artifact}", f"cache={folder / f'cache-{seed}'}"]
+        code, said = _quiet(["run", f"recipe={recipe}", *paths, *quality_of_random_weights(recipe)])
+        figures: dict[str, float] = {}
+        if code == 0:
+            manifest = json.loads((artifact / MANIFEST_FILE).read_text())
+            figures = {f["name"]: f["value"] for f in manifest["figures"] if f["name"] in FIDELITY}
+        runs.append({"seed": seed, "recipe": recipe, "exit_code": code, "says": said, "figures": figures})
+    return runs
 
 
 def _quiet(command: list[str]) -> tuple[int, str]:
