@@ -324,8 +324,10 @@ def main() -> None:
             outputs[str(i)] = forward.execute((tokens[None], start_pos, kv_len, rows))[0][0].contiguous()
         program.write_etdump_result_to_file(str(folder / ETDUMP_FILE), str(folder / TENSORS_FILE))
         signal.setitimer(signal.ITIMER_REAL, 0)
-    except (RuntimeError, MemoryError, ValueError, OSError) as error:
-        sys.exit(str(error) or type(error).__name__)
+    except MemoryError:
+        sys.exit("it takes more memory than such a program needs")
+    except (RuntimeError, ValueError, OSError) as error:
+        sys.exit(str(error))
     save_file(outputs, folder / OUTPUTS_FILE)
 
 
