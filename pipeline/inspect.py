@@ -15,8 +15,8 @@ from pipeline.config import InspectConfig
 from pipeline.display import mib, table
 from pipeline.errors import BadArtifactError
 from pipeline.report import REPORT_FILE
-from pipeline.verify import check_signatures, check_whole, signed_by
-from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE, ArtifactError, files_of, read_small
+from pipeline.verify import as_it_stands, check_signatures, check_whole, signed_by
+from runtime.artifact import MANIFEST_FILE, ArtifactError, files_of, read_small
 
 SIDE_BY_SIDE = 116  # characters of a terminal that holds two tables beside each other
 
@@ -40,8 +40,9 @@ def inspect(config: InspectConfig, console: Console) -> None:
 
 def contents(folder: Path) -> dict[str, Any]:
     """All that an artifact says of itself. signatures: ids of keys, none checked."""
-    manifest = check_whole(folder)
-    signatures = check_signatures(folder)
+    manifest, provenance = as_it_stands(folder)
+    check_whole(folder, manifest, provenance)
+    signatures = check_signatures(folder, provenance)
     return {
         "artifact": str(folder),
         "valid": all(figure["ok"] for figure in manifest["figures"]),
@@ -50,7 +51,7 @@ def contents(folder: Path) -> dict[str, Any]:
         "files": files_of(manifest),
         "manifest": manifest,
         "report": json.loads(read_small(folder / REPORT_FILE)),
-        "provenance": json.loads(read_small(folder / PROVENANCE_FILE)),
+        "provenance": json.loads(provenance),
     }
 
 
