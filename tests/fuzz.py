@@ -18,16 +18,19 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from model import CheckpointError, ConfigError, load_hf_model
-from pipeline.__main__ import main
+from pipeline.cli import COMMANDS, exit_code, quiet
+from pipeline.config import CONF, register
 from pipeline.errors import PipelineError
 from pipeline.report import REPORT_FILE
 from pipeline.tokenizer import chat_template, decode, encode, load_tokenizer, render_chat, special_tokens
@@ -301,8 +304,8 @@ def targets(artifact: Path, folder: Path) -> dict[str, Target]:
         "format": Target(artifact, ("model.pte",), use_format, refusals),
         "program": Target(artifact, ("model.pte",), use_program, (*refusals, LimitError)),
         "hashes": Target(artifact, sealed, read_manifest, refusals, detects=True),
-        "verify": Target(signed, files, command("verify", f"key={key}"), (RefusedError,), detects=True),
-        "envelope": Target(signed, (ENVELOPE_FILE,), command("verify", f"key={key}"), (RefusedError,)),
+        "verify": Target(signed, files, command("verify", key=str(key)), (RefusedError,), detects=True),
+        "envelope": Target(signed, (ENVELOPE_FILE,), command("verify", key=str(key)), (RefusedError,)),
         "inspect": Target(signed, files, command("inspect"), (RefusedError,), detects=True),
         "inspect resealed": Target(artifact, of_itself, resealed(command("inspect")), (RefusedError,)),
         "validate": Target(artifact, sealed, command("validate"), (RefusedError,), detects=True),
@@ -354,13 +357,16 @@ def _call(pte: Path) -> None:
         program.forward([0, 1, 2], start_pos=0, kv_len=3)
 
 
-def command(name: str, *arguments: str) -> Callable[[Path], None]:
-    """The command line's judgement of an artifact."""
+def command(name: str, **values: str) -> Callable[[Path], None]:
+    """The command line's judgement of an artifact, once Hydra has read it: that takes longer than most judgements."""
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config: Any = OmegaConf.to_object(compose(name, ["artifact=", *(f"{key}=" for key in values)]))
 
     def run(folder: Path) -> None:
         said = io.StringIO()
-        with contextlib.redirect_stderr(said):
-            code = main([name, f"artifact={folder}", *arguments])
+        with contextlib.redirect_stderr(said), quiet():
+            code = exit_code(lambda: COMMANDS[name](replace(config, artifact=str(folder), **values)))
         error = said.getvalue()
         if code == 0:
             return
@@ -394,7 +400,7 @@ def sign(artifact: Path, folder: Path) -> Path:
     private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     with contextlib.redirect_stdout(io.StringIO()):
-        command("sign", f"key={private}")(artifact)
+        command("sign", key=str(private))(artifact)
     return public
 
 
