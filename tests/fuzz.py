@@ -359,9 +359,7 @@ def _call(pte: Path) -> None:
 
 def command(name: str, **values: str) -> Callable[[Path], None]:
     """The command line's judgement of an artifact, once Hydra has read it: that takes longer than most judgements."""
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config: Any = OmegaConf.to_object(compose(name, ["artifact=", *(f"{key}=" for key in values)]))
+    config = config_of(name, "artifact=", *(f"{key}=" for key in values))
 
     def run(folder: Path) -> None:
         said = io.StringIO()
@@ -375,6 +373,13 @@ def command(name: str, **values: str) -> Callable[[Path], None]:
         raise RefusedError
 
     return run
+
+
+def config_of(command: str, *arguments: str) -> Any:
+    """The command's dataclass, as the command line makes it."""
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_object(compose(command, list(arguments)))
 
 
 def resealed(judge: Callable[[Path], None]) -> Callable[[Path], None]:
