@@ -34,7 +34,7 @@ def inspect(config: InspectConfig, console: Console) -> None:
         raise BadArtifactError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
     except ArtifactError as error:
         raise BadArtifactError(str(error)) from error
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise BadArtifactError(f"{folder / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}") from error
 
 
@@ -56,10 +56,11 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 def _show(console: Console, found: dict[str, Any]) -> None:
-    verdict = "[bold green]valid[/]" if found["valid"] else "[bold red]OUT OF BOUNDS[/]"
-    console.print(f"{verdict}, every file as it was packaged, ", Text(found["signed"]), sep="", soft_wrap=True)
     left = Group(_facts(found["manifest"]), _files(found))
     right = Group(_figures(found["manifest"]), _stages(found["report"]))
+    # Not before all of it could be made: nothing is called valid, and then refused.
+    verdict = "[bold green]valid[/]" if found["valid"] else "[bold red]OUT OF BOUNDS[/]"
+    console.print(f"{verdict}, every file as it was packaged, ", Text(found["signed"]), sep="", soft_wrap=True)
     if console.width < SIDE_BY_SIDE:
         console.print(left, right)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,12 @@ def check_whole(folder: Path, manifest: dict[str, Any], provenance: bytes) -> No
     try:
         check_files(folder, manifest, provenance)
         known = {*files_of(manifest), MANIFEST_FILE, PROVENANCE_FILE, ENVELOPE_FILE}
-        for path in sorted(folder.iterdir()):
-            if path.name not in known:
-                raise BadArtifactError(f"{path}: no file of this artifact: it was added")
-            if path.is_symlink() or not path.is_file():
-                raise BadArtifactError(f"{path}: a link or a folder, not a file")
+        with os.scandir(folder) as entries:  # of a million files the first is enough
+            for entry in entries:
+                if entry.name not in known:
+                    raise BadArtifactError(f"{folder / entry.name}: no file of this artifact: it was added")
+                if not entry.is_file(follow_symlinks=False):
+                    raise BadArtifactError(f"{folder / entry.name}: a link or a folder, not a file")
     except ArtifactError as error:
         raise BadArtifactError(str(error)) from error
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST_FILE
     try:
         is_folder, is_file = folder.is_dir(), file.is_file()
-        links = sorted(path.name for path in folder.iterdir() if path.is_symlink()) if is_folder else []
+        links = _links(folder) if is_folder else []
         size = file.stat().st_size if is_file else 0
     except OSError as error:
         raise ArtifactError(f"{folder}: cannot be read: {error.strerror}") from error
@@ -101,6 +102,11 @@ def check_files(folder: Path, manifest: dict[str, Any], provenance: bytes) -> No
             raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from error
     if {name: digest for name, (digest, _) in expected.items()} | {MANIFEST_FILE: subjects[MANIFEST_FILE]} != subjects:
         raise ArtifactError(f"{folder / PROVENANCE_FILE}: names other files than {MANIFEST_FILE}: the file was changed")
+
+
+def _links(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:  # asks for no more of a million files than their names
+        return sorted(entry.name for entry in entries if entry.is_symlink())
 
 
 def files_of(manifest: dict[str, Any]) -> dict[str, Any]:
