@@ -53,7 +53,7 @@ def load_hf_model(
         log.info("torch uses %d threads, one for each physical core", threads)
     found = _read_tensors(folder)
     # A number that is plainly wrong must not first be built, layer by layer.
-    if config.num_hidden_layers > max(1000, len(found)):
+    if config.num_hidden_layers > max(100, len(found)):
         raise CheckpointError(
             f"{folder}: the config asks for {config.num_hidden_layers} layers, the files hold {len(found)} tensors"
         )
@@ -96,8 +96,10 @@ def _check_links(folder: Path) -> None:
     """
     here = folder.resolve()
     homes = [here, *([here.parent.parent / "blobs"] if here.parent.name == "snapshots" else [])]
-    for file in sorted(folder.iterdir()):
-        if file.is_symlink() and file.suffix in (".json", ".safetensors", ".txt", ".jinja"):
+    with os.scandir(folder) as entries:
+        links = sorted(entry.name for entry in entries if entry.is_symlink())
+    for file in map(folder.joinpath, links):
+        if file.suffix in (".json", ".safetensors", ".txt", ".jinja"):
             try:
                 target = file.resolve()
             except (OSError, RuntimeError) as error:  # a link to itself
@@ -116,7 +118,8 @@ def weight_files(folder: Path) -> list[Path]:
         hint = f"; {', '.join(pickles)} may hold pickled code and is never opened: convert it" if pickles else ""
         raise CheckpointError(f"{folder}: no {WEIGHTS} and no {INDEX}{hint}")
     names = sorted(set(_weight_map(index).values()))
-    present = {file.name for file in folder.iterdir() if file.is_file()}
+    with os.scandir(folder) as entries:
+        present = {entry.name for entry in entries if entry.is_file()}
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{index}: {name!r} is not a safetensors file of this folder")

@@ -45,6 +45,8 @@ class DreamEdgeConfig:
             value = getattr(self, name)
             if not _is_int(value) or value < 1:
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+            if value > _LARGEST_SIZE:
+                raise ConfigError(f"{name} must be at most {_LARGEST_SIZE}, got {_shown(value)}")
         for name in ("rope_theta", "rms_norm_eps"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:
@@ -102,6 +104,10 @@ class DreamEdgeConfig:
         }
 
 
+def _shown(value: int) -> str:
+    return str(value) if value < 10**30 else "a number of more than 30 digits"
+
+
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -117,6 +123,7 @@ _SIZES = (
 )
 _OPTIONAL = {"tie_word_embeddings"}  # configs leave it out where it is false
 _LARGEST = sys.float_info.max
+_LARGEST_SIZE = 2**30  # the bytes of a matrix of two such sizes are still a number that torch can hold
 
 
 def _plain_rope(rope: Any) -> bool:

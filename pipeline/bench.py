@@ -16,7 +16,7 @@ from pipeline.config import ROOT, BenchConfig
 from pipeline.display import mib, table
 from pipeline.errors import BadArtifactError, UsageError
 from pipeline.output import check_output, machine, write_json
-from runtime.artifact import ArtifactError, load_manifest
+from runtime.artifact import MANIFEST_FILE, ArtifactError, load_manifest
 from runtime.bench import Settings
 from runtime.limited import died_of
 from runtime.program import MODEL_FILE
@@ -42,8 +42,10 @@ def _settings(folder: Path, config: BenchConfig) -> Settings:
     try:
         manifest = load_manifest(folder)
         max_seq_len = int(manifest["export"]["max_seq_len"])
-    except (ArtifactError, KeyError, TypeError, ValueError) as error:
+    except ArtifactError as error:
         raise BadArtifactError(str(error)) from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise BadArtifactError(f"{folder / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}") from error
     for name in ("prompt_len", "block_length", "repeats"):
         if getattr(config, name) < 1:
             raise UsageError(f"{name} {getattr(config, name)}: must be at least 1")

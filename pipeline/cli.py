@@ -71,30 +71,39 @@ def _under_hydra(
     # Hydra then raises what it would print; `explain` says it in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [program, *arguments]
-    failed: list[int] = []
+    codes: list[int] = []
 
     def job(config: DictConfig) -> None:
-        try:
+        def work() -> None:
             check_keys(config, command)
             task(replace(_typed(config, command), **texts))
-        except PipelineError as error:
-            failed.append(_fail(str(error), error.exit_code))
-        except BrokenPipeError:
-            # Whoever reads the answers has closed the pipe, as head does: nothing is left to be said, and to no one.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            failed.append(OutputError.exit_code)
-        except Exception as error:  # noqa: BLE001 (the last resort: a line, not a traceback)
-            failed.append(_internal(error))
+
+        codes.append(exit_code(work))
 
     try:
-        with _quiet():
+        with quiet():
             hydra.main(config_path=str(CONF), config_name=command, version_base="1.3")(job)()
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 2
     except Exception as error:
         # Outside the job there is only Hydra, reading what the user wrote.
         raise UsageError(explain(error, command)) from error
-    return failed[0] if failed else 0
+    return next((code for code in codes if code), 0)
+
+
+def exit_code(work: Callable[[], None]) -> int:
+    """0, or what is documented for the error, which is said in one line."""
+    try:
+        work()
+    except PipelineError as error:
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        # Whoever reads the answers has closed the pipe, as head does: nothing is left to be said, and to no one.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OutputError.exit_code
+    except Exception as error:  # noqa: BLE001 (the last resort: a line, not a traceback)
+        return _internal(error)
+    return 0
 
 
 def _typed(config: DictConfig, command: str) -> Any:
@@ -258,7 +267,7 @@ def _internal(error: Exception) -> int:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Torch, torchao and executorch warn about each other and about absent GPUs: nothing that a user can act on."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     for name in ("torchao", "torch.utils._pytree", "executorch"):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from jinja2 import TemplateError
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 from rich.text import Text
 
 from pipeline.config import CompareConfig
@@ -78,12 +79,15 @@ def compare(config: CompareConfig, console: Console) -> None:
     with _refusing(a, b):
         html = compare_page(compared) if config.html is not None else ""
         listing = json.dumps(_as_json(compared), allow_nan=False) if config.json else ""
+        tables = [] if config.json else list(_tables(compared))
     if config.html is not None:
         write_text(Path(config.html), html)
     if config.json:
         console.print_json(listing)
-    else:
-        _show(console, compared)
+        return
+    console.print(*tables)
+    for note in compared.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
 
 
 def compared_artifacts(a: Path, b: Path) -> Comparison:
@@ -117,7 +121,9 @@ def _refusing(a: Path, b: Path) -> Iterator[None]:
     """What a changed manifest or report can make go wrong anywhere."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, TemplateError) as error:
+    except (
+        LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, TemplateError,
+    ) as error:  # fmt: skip
         raise BadArtifactError(
             f"{a}, {b}: cannot be compared: {type(error).__name__}: {error}; were both made by this version?"
         ) from error
@@ -254,7 +260,7 @@ def _text(value: Any, unit: str) -> str:
     return f"{value:,.5g}{' ' * (unit == 'dB')}{unit}"
 
 
-def _show(console: Console, compared: Comparison) -> None:
+def _tables(compared: Comparison) -> Iterator[Table]:
     for group in dict.fromkeys(row.group for row in compared.rows):
         names = (escape(f"{side}: {one.name}") for side, one in (("a", compared.a), ("b", compared.b)))
         listing = table(group, "", *names, "b to a", "better")
@@ -264,9 +270,7 @@ def _show(console: Console, compared: Comparison) -> None:
             if row.group == group:
                 cells = (row.name, _text(row.a, row.unit), _text(row.b, row.unit), row.change, row.better or "")
                 listing.add_row(*map(Text, cells))
-        console.print(listing)
-    for note in compared.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        yield listing
 
 
 def _as_json(compared: Comparison) -> dict[str, Any]:

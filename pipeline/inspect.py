@@ -15,8 +15,8 @@ from pipeline.config import InspectConfig
 from pipeline.display import mib, table
 from pipeline.errors import BadArtifactError
 from pipeline.report import REPORT_FILE
-from pipeline.verify import check_signatures, check_whole, signed_by
-from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE, ArtifactError, files_of, read_small
+from pipeline.verify import as_it_stands, check_signatures, check_whole, signed_by
+from runtime.artifact import MANIFEST_FILE, ArtifactError, files_of, read_small
 
 SIDE_BY_SIDE = 116  # characters of a terminal that holds two tables beside each other
 
@@ -34,14 +34,15 @@ def inspect(config: InspectConfig, console: Console) -> None:
         raise BadArtifactError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
     except ArtifactError as error:
         raise BadArtifactError(str(error)) from error
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise BadArtifactError(f"{folder / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}") from error
 
 
 def contents(folder: Path) -> dict[str, Any]:
     """All that an artifact says of itself. signatures: ids of keys, none checked."""
-    manifest = check_whole(folder)
-    signatures = check_signatures(folder)
+    manifest, provenance = as_it_stands(folder)
+    check_whole(folder, manifest, provenance)
+    signatures = check_signatures(folder, provenance)
     return {
         "artifact": str(folder),
         "valid": all(figure["ok"] for figure in manifest["figures"]),
@@ -50,15 +51,16 @@ def contents(folder: Path) -> dict[str, Any]:
         "files": files_of(manifest),
         "manifest": manifest,
         "report": json.loads(read_small(folder / REPORT_FILE)),
-        "provenance": json.loads(read_small(folder / PROVENANCE_FILE)),
+        "provenance": json.loads(provenance),
     }
 
 
 def _show(console: Console, found: dict[str, Any]) -> None:
-    verdict = "[bold green]valid[/]" if found["valid"] else "[bold red]OUT OF BOUNDS[/]"
-    console.print(f"{verdict}, every file as it was packaged, ", Text(found["signed"]), sep="", soft_wrap=True)
     left = Group(_facts(found["manifest"]), _files(found))
     right = Group(_figures(found["manifest"]), _stages(found["report"]))
+    # Not before all of it could be made: nothing is called valid, and then refused.
+    verdict = "[bold green]valid[/]" if found["valid"] else "[bold red]OUT OF BOUNDS[/]"
+    console.print(f"{verdict}, every file as it was packaged, ", Text(found["signed"]), sep="", soft_wrap=True)
     if console.width < SIDE_BY_SIDE:
         console.print(left, right)
         return

@@ -45,6 +45,8 @@ def open_artifact(folder: Path) -> Opened:
         raise BadArtifactError(f"{folder / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}") from error
     except (ArtifactError, ProgramError, InputError, FileNotFoundError) as error:
         raise BadArtifactError(str(error)) from error
+    except OSError as error:
+        raise BadArtifactError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
 
 
 def write(

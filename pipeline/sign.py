@@ -10,8 +10,7 @@ from pipeline.config import SignConfig
 from pipeline.dsse import key_id, private_key, seal
 from pipeline.errors import ValidationError
 from pipeline.output import write_json
-from pipeline.verify import ENVELOPE_FILE, check_whole
-from runtime.artifact import PROVENANCE_FILE
+from pipeline.verify import ENVELOPE_FILE, as_it_stands, check_whole
 
 
 def sign(config: SignConfig, console: Console) -> None:
@@ -21,9 +20,10 @@ def sign(config: SignConfig, console: Console) -> None:
     `UsageError` for a key that is none, `OutputError`.
     """
     folder, key = Path(config.artifact), private_key(Path(config.key))
-    manifest = check_whole(folder)
+    manifest, provenance = as_it_stands(folder)
+    check_whole(folder, manifest, provenance)
     wrong = [figure["name"] for figure in manifest["figures"] if not figure["ok"]]
     if wrong:
         raise ValidationError(f"{folder} is not signed: out of bounds when it was made: {', '.join(wrong)}")
-    write_json(folder / ENVELOPE_FILE, seal((folder / PROVENANCE_FILE).read_bytes(), key))
+    write_json(folder / ENVELOPE_FILE, seal(provenance, key))
     console.print(f"signed {folder} with key {key_id(key.public_key())}", highlight=False, soft_wrap=True)

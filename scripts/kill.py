@@ -1,82 +1,155 @@
 """`kill -9` a run at random moments, and look what is left: docs/hostile.md shows the figures.
 
-python -m scripts.kill N OUTPUT.json --artifact DIR --seconds N [--seed N]
+python -m scripts.kill N OUTPUT.json [--seed N]
+
+One run makes the earlier artifact, and shows how long the stages take. A second one is to take its place: before each
+stage it stops as often as moments fall into it. Each time a copy of the process goes on as the run that it is, is
+killed, and what it did to the folder is looked at and undone.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
-from runtime.artifact import ArtifactError, read_manifest
-from tests.checkpoints import GOLDEN, ROOT
+from rich.console import Console
 
-STAGES = ("load", "quantize", "export", "lower", "validate", "package")
-LENGTHS = (32, 64)  # max_seq_len of two artifacts, which take each other's place
+from pipeline import road
+from pipeline.display import Display, Report
+from pipeline.errors import BadArtifactError
+from pipeline.package import place
+from pipeline.verify import as_it_stands, check_whole
+from tests.checkpoints import GOLDEN
+from tests.fuzz import config_of
+
+PLACE, PLACE_SECONDS = "place", 0.01  # when two folders change places, and the old one is removed
+STAGES = ("load", "quantize", "export", "lower", "validate", "package", PLACE, "end")
+EARLIER, NEW = 32, 64  # max_seq_len of the two artifacts
+WHOLE: dict[int | None, str] = {EARLIER: "the earlier one", NEW: "the new one"}
+
+
+class Killed(Display):
+    """Of a run that is killed `moments[stage]` seconds after the beginning of each stage, in copies."""
+
+    def __init__(self, moments: dict[str, list[float]], folder: Path) -> None:
+        super().__init__(Console(quiet=True))
+        self.is_copy = False
+        self.in_stage: Counter[str] = Counter()
+        self.found: Counter[str] = Counter()
+        self._moments, self._folder = moments, folder
+        self._entered, self._enters = os.pipe()  # a byte for each stage that a copy enters
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Report]:
+        self.enter(name)
+        with super().stage(name) as report:
+            yield report
+
+    def enter(self, stage: str) -> None:
+        for seconds in self._moments.get(stage, ()):
+            if not self.is_copy:
+                self._kill_a_copy(stage, seconds)
+        if self.is_copy:
+            os.write(self._enters, bytes([STAGES.index(stage)]))
+
+    def _kill_a_copy(self, stage: str, seconds: float) -> None:
+        aside = self._folder.with_name("aside")
+        shutil.copytree(self._folder, aside)
+        os.write(self._enters, bytes([STAGES.index(stage)]))
+        copy = os.fork()
+        if copy == 0:
+            os.setpgid(0, 0)
+            self.is_copy = True
+            return
+        time.sleep(seconds)
+        os.kill(copy, signal.SIGKILL)
+        os.waitpid(copy, 0)
+        self.in_stage[STAGES[os.read(self._entered, 100)[-1]]] += 1
+        self._look()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(copy, signal.SIGKILL)  # what it has started goes on for a while
+        shutil.rmtree(self._folder)
+        aside.rename(self._folder)
+
+    def _look(self) -> None:
+        self.found[WHOLE.get(_max_seq_len(self._folder / "out"), "LOST")] += 1
+        aside = self._folder / ".out.partial"
+        if aside.exists():
+            self.found["a folder aside, whole" if _max_seq_len(aside) else "a folder aside, refused"] += 1
+        others = {path.name for path in self._folder.iterdir()} - {"out", ".out.partial", "cache"}
+        self.found["other folders left"] += bool(others)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="`kill -9` a run at random moments, and look what is left.")
     parser.add_argument("n", type=int, help="how many moments")
     parser.add_argument("output", type=Path, help="a JSON file for the figures")
-    parser.add_argument("--artifact", type=Path, required=True, help="the earlier one, which runs try to replace")
-    parser.add_argument("--seconds", type=float, required=True, help="that a run takes here")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    chance = random.Random(args.seed)
-    in_stage: Counter[str] = Counter()
-    found: Counter[str] = Counter({"other folders left": 0})
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "out"
-        shutil.copytree(args.artifact, output)
-        there = read_manifest(output)["export"]["max_seq_len"]
-        for i in range(args.n):
-            new = LENGTHS[there == LENGTHS[0]]
-            # Every other one after validation, when the folders change places: that takes milliseconds.
-            moment = ("validate", 0.2 * chance.random()) if i % 2 else (None, args.seconds * chance.random())
-            code, stage = _run(folder, new, moment)
-            in_stage[stage] += 1
-            try:
-                now = read_manifest(output)["export"]["max_seq_len"]
-                found["the new one" if now == new else "the earlier one"] += 1
-                there = now
-            except ArtifactError as error:
-                found[f"LOST: {error}"] += 1
-            found["ended before it was killed"] += code == 0
-            surplus = {path.name for path in Path(folder).iterdir()} - {"out", ".out.partial", "cache"}
-            found["other folders left"] += bool(surplus)
-            killed_in = {stage: in_stage[stage] for stage in (*STAGES, "end")}
-            result = {"kills": i + 1, "seed": args.seed, "found": dict(found), "killed_in": killed_in}
-            # After each: it may be cut short itself.
-            args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "artifacts"
+        display = Display(Console(quiet=True))
+        road.run(config_of("run", *_arguments(folder, EARLIER)), display)
+        seconds = {stage.name: stage.seconds for stage in display.stages} | {PLACE: PLACE_SECONDS}
+        killed = Killed(_moments(args.n, seconds, random.Random(args.seed)), folder)
+
+        def placed(staged: Path, output: Path) -> Path:
+            killed.enter(PLACE)
+            return place(staged, output)
+
+        try:
+            with patch.object(road, "place", placed):
+                road.run(config_of("run", *_arguments(folder, NEW)), killed)
+            killed.enter("end")
+        finally:
+            if killed.is_copy:
+                signal.pause()  # it is killed also when all is done
+    result = {
+        "kills": killed.in_stage.total(),
+        "seed": args.seed,
+        "stage_seconds": {stage: round(taken, 2) for stage, taken in seconds.items()},
+        "killed_in": {stage: killed.in_stage[stage] for stage in STAGES},
+        "found": dict(sorted(killed.found.items())),
+    }
+    args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _run(folder: str, max_seq_len: int, moment: tuple[str | None, float]) -> tuple[int, str]:
-    """(exit code, the stage it was in). moment: a stage that has to be done, or None, and seconds after it."""
-    arguments = ["recipe=fp32_portable", f"checkpoint={GOLDEN / 'gqa2'}", f"output={folder}/out", "overwrite=true"]
-    arguments += [f"cache={folder}/cache", f"export.max_seq_len={max_seq_len}", "validation.n_prompts=8"]
-    command = [sys.executable, "-u", "-m", "pipeline", "run", *arguments]
-    done = -1
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as run:
-        assert run.stdout is not None
-        after, seconds = moment
-        if after is not None:
-            next((line for line in run.stdout if line.startswith(after)), None)
-            done = STAGES.index(after)
-        time.sleep(seconds)
-        run.send_signal(signal.SIGKILL)
-        said = run.stdout.read()
-    done = max([done, *(i for i, stage in enumerate(STAGES) if f"\n{stage} " in f"\n{said}")])
-    return run.returncode, STAGES[done + 1] if done + 1 < len(STAGES) else "end"
+def _moments(n: int, seconds: dict[str, float], chance: random.Random) -> dict[str, list[float]]:
+    """Half of them anywhere in the run, the others in its last two parts, where the artifact is made of its files."""
+    moments: dict[str, list[float]] = {stage: [] for stage in seconds}
+    for i in range(n):
+        anywhere = chance.choices(list(seconds), list(seconds.values()))[0]
+        stage = (anywhere, "package", anywhere, PLACE)[i % 4]
+        moments[stage].append(chance.random() * seconds[stage])
+    return moments
+
+
+def _arguments(folder: Path, max_seq_len: int) -> list[str]:
+    arguments = ["recipe=fp32_portable", f"checkpoint={GOLDEN / 'gqa2'}", f"output={folder / 'out'}", "overwrite=true"]
+    return [*arguments, f"cache={folder / 'cache'}", f"export.max_seq_len={max_seq_len}", "validation.n_prompts=8"]
+
+
+def _max_seq_len(artifact: Path) -> int | None:
+    """None for what `verify` does not take for whole."""
+    try:
+        manifest, provenance = as_it_stands(artifact)
+        check_whole(artifact, manifest, provenance)
+    except BadArtifactError:
+        return None
+    length: int = manifest["export"]["max_seq_len"]
+    return length
 
 
 if __name__ == "__main__":

@@ -1,35 +1,52 @@
 """Damaged and hostile input: how a file is damaged, and what may come of it.
 
-Shared by `tests/test_fuzz.py`, which is short, and `scripts/fuzz.py`, which is long. Each input is judged in a process
-of its own, that may take 10 seconds and 2 GiB: what becomes of it is one word.
+Shared by `tests/test_fuzz.py`, which is short, and `scripts/fuzz.py`, which is long. Inputs are judged in another
+process, that may take 10 seconds and 2 GiB for each: what becomes of one is one word.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import faulthandler
 import io
 import json
+import multiprocessing
+import os
 import random
+import resource
 import shutil
+import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
 from model import CheckpointError, ConfigError, load_hf_model
-from pipeline.__main__ import main
+from pipeline.cli import COMMANDS, exit_code, quiet
+from pipeline.config import CONF, register
 from pipeline.errors import PipelineError
+from pipeline.report import REPORT_FILE
 from pipeline.tokenizer import chat_template, decode, encode, load_tokenizer, render_chat, special_tokens
+from pipeline.verify import ENVELOPE_FILE
 from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE, ArtifactError, expectations, load_manifest, read_manifest
 from runtime.format import read_format
-from runtime.limited import LimitError, limited
+from runtime.limited import LimitError, died_of, limited, restrict
 from runtime.program import Program, ProgramError, executorch_runtime
 from runtime.reference import ReferenceError, load_reference
 from tests.checkpoints import BUNDLED, GOLDEN
 from tests.resealing import reseal
 
 SECONDS, MEMORY = 10, 2**31
+PATIENCE = 6  # times the seconds that a judge may take in all, where its CPU time decides
+# What a damaged manifest or provenance makes of bringing digests in line: it stays out of line then.
+NOT_TO_RESEAL = (LookupError, TypeError, ValueError, AttributeError, RecursionError, OSError)
 REFUSED, TAKEN = "refused", "taken"
 BAD = ("traceback", "hang", "memory", "crash", "false valid")
 TEXT = "1003\n0300 <|mask|> aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa! 数独\n"
@@ -155,23 +172,92 @@ def _damaged_header(whole: bytes, chance: random.Random) -> bytes:
 # ---- What becomes of it ----
 
 
-def verdict(target: Target, scratch: Path, name: str, seed: int) -> str:
-    """One of REFUSED, TAKEN and BAD, the last with what was seen."""
-    whole = (target.folder / name).read_bytes()
-    content = damage(whole, name, seed)
-    if not scratch.exists():
+class Judge:
+    """Another process that says of one damaged file after the other what the target makes of it.
+
+    A process for each input takes many times as long. So one judges many, and what it finds bad is judged again in a
+    new one, where the CPU time decides, as the machine may have more to do: that counts.
+    """
+
+    def __init__(self, target: Target, scratch: Path) -> None:
+        self.again: list[str] = []  # what was bad at first
+        self.largest_mib = 0
+        self._target, self._scratch = target, scratch
+        self._process: Any = None
+        self._connection: Any = None
         shutil.copytree(target.folder, scratch)
-    (scratch / name).write_bytes(content)
-    try:
-        word = limited(target.seconds, MEMORY, _judged, target, scratch)
-    except LimitError as error:
-        kinds = {"longer": "hang", "more than": "memory"}
-        word = next((kind for said, kind in kinds.items() if said in str(error)), "crash") + f": {error}"
-    finally:
-        (scratch / name).write_bytes(whole)
-    if word == TAKEN and target.detects:
-        return "false valid"
-    return word
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+        shutil.rmtree(self._scratch)
+
+    def verdict(self, name: str, seed: int) -> str:
+        """One of REFUSED, TAKEN and BAD, the last with what was seen."""
+        whole = (self._target.folder / name).read_bytes()
+        (self._scratch / name).write_bytes(damage(whole, name, seed))
+        try:
+            word = self.undamaged()
+        finally:
+            (self._scratch / name).write_bytes(whole)
+        return "false valid" if word == TAKEN and self._target.detects else word
+
+    def undamaged(self) -> str:
+        """Of the folder as it is now."""
+        word = self._ask(self._target.seconds)
+        if word.partition(":")[0] in BAD:
+            self.again.append(word)
+            self._end()
+            word = self._ask(PATIENCE * self._target.seconds)
+            self._end()
+        return word
+
+    def _ask(self, seconds: int) -> str:
+        if self._process is None:
+            self._start()
+        try:
+            self._connection.send(True)
+            if not self._connection.poll(seconds):
+                self._end()
+                return f"hang: longer than {seconds} s"
+            word, cpu_seconds, largest = self._connection.recv()
+        except (EOFError, ConnectionError):
+            self._process.join()
+            word = f"crash: {died_of(self._process.exitcode or 0)}"
+            self._end()
+            return word
+        self.largest_mib = max(self.largest_mib, largest >> 10)
+        return word if cpu_seconds <= self._target.seconds else f"hang: {cpu_seconds:.0f} s of CPU time"
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("fork")  # what is imported here is there
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._target, self._scratch))
+        self._process.start()
+        theirs.close()
+
+    def _end(self) -> None:
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # and what it has started
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+        self._process = None
+
+
+def _serve(connection: Connection, target: Target, folder: Path) -> None:
+    os.setpgid(0, 0)
+    faulthandler.disable()
+    restrict(MEMORY)
+    while connection.recv():
+        before = sum(os.times()[:4])
+        word = _judged(target, folder)
+        largest = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        connection.send((word, sum(os.times()[:4]) - before, largest))
 
 
 def _judged(target: Target, folder: Path) -> str:
@@ -181,6 +267,8 @@ def _judged(target: Target, folder: Path) -> str:
             target.judge(folder)
     except target.refusals:
         return REFUSED
+    except MemoryError:
+        return f"memory: more than {MEMORY >> 20} MiB"
     except BaseException as error:  # noqa: BLE001 (that is what is looked for)
         return f"traceback: {type(error).__name__}: {error!s:.300}"
     return TAKEN
@@ -192,16 +280,19 @@ def _judged(target: Target, folder: Path) -> str:
 def targets(artifact: Path, folder: Path) -> dict[str, Target]:
     """artifact: a whole one, with a tokenizer or without. folder: for the checkpoints and tokenizers that are made."""
     # Each judge is a copy of this process: what is imported here is there.
-
+    import pipeline.inspect
     import pipeline.revalidate  # noqa: F401
 
     executorch_runtime()
-    chatty = folder / "tokenizer"
+    chatty, signed = folder / "tokenizer", folder / "signed"
     tokenizer_json(BUNDLED, chatty)
+    shutil.copytree(artifact, signed)
+    key = sign(signed, folder)
     files = tuple(sorted(file.name for file in artifact.iterdir()))
     sealed = tuple(name for name in files if name != PROVENANCE_FILE)  # what only a signature covers
     of_checkpoint = ("config.json", "model.safetensors")
     of_shards = ("config.json", "model.safetensors.index.json", *_shards(GOLDEN / "mqa4-sharded"))
+    of_itself = (MANIFEST_FILE, PROVENANCE_FILE, REPORT_FILE)
     of_tokenizer = ("tokenizer.json", "tokenizer_config.json")
     refusals = (ArtifactError, ProgramError, ReferenceError)
     return {
@@ -212,10 +303,18 @@ def targets(artifact: Path, folder: Path) -> dict[str, Target]:
         "reference": Target(artifact, ("reference.safetensors",), use_reference, refusals),
         "format": Target(artifact, ("model.pte",), use_format, refusals),
         "program": Target(artifact, ("model.pte",), use_program, (*refusals, LimitError)),
-        "verify": Target(artifact, sealed, read_manifest, refusals, detects=True),
+        "hashes": Target(artifact, sealed, read_manifest, refusals, detects=True),
+        "verify": Target(signed, files, command("verify", key=str(key)), (RefusedError,), detects=True),
+        "envelope": Target(signed, (ENVELOPE_FILE,), command("verify", key=str(key)), (RefusedError,)),
+        "inspect": Target(signed, files, command("inspect"), (RefusedError,), detects=True),
+        "inspect resealed": Target(artifact, of_itself, resealed(command("inspect")), (RefusedError,)),
         "validate": Target(artifact, sealed, command("validate"), (RefusedError,), detects=True),
-        "resealed": Target(
-            artifact, ("model.pte", "reference.safetensors"), validate_resealed, (RefusedError,), seconds=SECONDS * 12
+        "validate resealed": Target(
+            artifact,
+            ("model.pte", "reference.safetensors"),
+            resealed(command("validate")),
+            (RefusedError,),
+            seconds=SECONDS * 12,
         ),
     }
 
@@ -258,13 +357,14 @@ def _call(pte: Path) -> None:
         program.forward([0, 1, 2], start_pos=0, kv_len=3)
 
 
-def command(name: str) -> Callable[[Path], None]:
-    """The command line's judgement of an artifact."""
+def command(name: str, **values: str) -> Callable[[Path], None]:
+    """The command line's judgement of an artifact, once Hydra has read it: that takes longer than most judgements."""
+    config = config_of(name, "artifact=", *(f"{key}=" for key in values))
 
     def run(folder: Path) -> None:
         said = io.StringIO()
-        with contextlib.redirect_stderr(said):
-            code = main([name, f"artifact={folder}"])
+        with contextlib.redirect_stderr(said), quiet():
+            code = exit_code(lambda: COMMANDS[name](replace(config, artifact=str(folder), **values)))
         error = said.getvalue()
         if code == 0:
             return
@@ -275,15 +375,38 @@ def command(name: str) -> Callable[[Path], None]:
     return run
 
 
-def validate_resealed(folder: Path) -> None:
+def config_of(command: str, *arguments: str) -> Any:
+    """The command's dataclass, as the command line makes it."""
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_object(compose(command, list(arguments)))
+
+
+def resealed(judge: Callable[[Path], None]) -> Callable[[Path], None]:
     """With a manifest and a provenance that agree with the damaged files: only what is in them can give them away."""
-    whole = {name: (folder / name).read_bytes() for name in (MANIFEST_FILE, PROVENANCE_FILE)}
-    reseal(folder)
-    try:
-        command("validate")(folder)
-    finally:
-        for name, content in whole.items():
-            (folder / name).write_bytes(content)
+
+    def run(folder: Path) -> None:
+        whole = {name: (folder / name).read_bytes() for name in (MANIFEST_FILE, PROVENANCE_FILE)}
+        with contextlib.suppress(*NOT_TO_RESEAL):
+            reseal(folder)
+        try:
+            judge(folder)
+        finally:
+            for name, content in whole.items():
+                (folder / name).write_bytes(content)
+
+    return run
+
+
+def sign(artifact: Path, folder: Path) -> Path:
+    """By a key that is made for it, whose public part is in the file of `folder` that is returned."""
+    key = Ed25519PrivateKey.generate()
+    private, public = folder / "key.pem", folder / "key.pub.pem"
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    with contextlib.redirect_stdout(io.StringIO()):
+        command("sign", key=str(private))(artifact)
+    return public
 
 
 def tokenizer_json(source: Path, folder: Path) -> None:

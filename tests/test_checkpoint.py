@@ -368,6 +368,8 @@ def test_missing_fields_are_all_listed(folder: Path) -> None:
         ({"num_key_value_heads": 8}, ["num_attention_heads 4 is not a multiple of num_key_value_heads 8"]),
         ({"num_attention_heads": 64}, ["head_dim 1 is odd"]),
         ({"num_hidden_layers": 0}, ["num_hidden_layers", "at least 1", "got 0"]),
+        ({"intermediate_size": 2**30 + 2}, ["intermediate_size must be at most 1073741824, got 1073741826"]),
+        ({"hidden_size": 10**40}, ["hidden_size must be at most 1073741824, got a number of more than 30 digits"]),
         ({"hidden_size": "64"}, ["hidden_size", "whole number", "got '64'"]),
         ({"intermediate_size": 160.0}, ["intermediate_size", "whole number", "got 160.0"]),
         ({"num_key_value_heads": None}, ["num_key_value_heads", "got None"]),

@@ -251,7 +251,7 @@ def a_broken_envelope(artifact: Path) -> None:
         (edited_manifest, "manifest.json: its sha256", 6),
         (another_provenance, "provenance.json: is not what provenance.dsse.json signs", 6),
         (consistent_edit, "provenance.json: is not what provenance.dsse.json signs", 6),
-        (no_provenance_left, "provenance.json: cannot be read", 6),
+        (no_provenance_left, "provenance.json: missing", 6),
         (a_broken_envelope, "provenance.dsse.json: not a DSSE envelope", 6),
         (an_edited_envelope, "provenance.dsse.json: no signature of key", 0),
         (no_envelope, "not signed: there is no provenance.dsse.json", 0),

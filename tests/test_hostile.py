@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ from rich.console import Console
 
 from model import CheckpointError, load_hf_model
 from pipeline import tokenizer as tokenizers_
-from pipeline.errors import InputError, UsageError, one_line
+from pipeline.errors import BadArtifactError, InputError, UsageError, one_line
+from pipeline.opened import open_artifact
 from pipeline.summary import show_figures
 from runtime.artifact import ArtifactError, load_manifest, read_manifest
 from runtime.figures import Figure
@@ -113,7 +115,42 @@ def test_an_artifact_with_a_link(artifact: Path, tmp_path: Path) -> None:
         read_manifest(artifact)
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "..", ".", "", "a/b", "x" * 300, "\0", "\ud800"])
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "model.pte", "reference.safetensors", "provenance.json", "provenance.dsse.json"]
+)
+def test_what_is_no_file_is_not_waited_for(artifact: Path, pipeline: Pipeline, name: str) -> None:
+    (artifact / name).unlink(missing_ok=True)
+    os.mkfifo(artifact / name)
+    code, _, err = pipeline("verify", f"artifact={artifact}")
+    assert (code, err.count("\n"), name in err) == (6, 1, True), err
+
+
+@pytest.mark.parametrize("name", ["", "manifest.json", "model.pte", "provenance.json"])
+def test_what_may_not_be_read(artifact: Path, name: str) -> None:
+    shutil.copyfile(BUNDLED / "tokenizer.json", artifact / "tokenizer.json")
+    for parent in artifact.parents:
+        if parent == Path(tempfile.gettempdir()):
+            break
+        parent.chmod(0o711)
+    (artifact / name).chmod(0)
+    with pytest.raises(ArtifactError, match=r"cannot be read|not a manifest: PermissionError"):
+        limited(30, 2**30, _as_nobody, read_manifest, artifact)
+    if name != "provenance.json":
+        with pytest.raises(BadArtifactError, match=f"{name}: cannot be read|not a manifest: PermissionError"):
+            limited(30, 2**30, _as_nobody, open_artifact, artifact)
+    (artifact / name).chmod(0o755)
+
+
+def _as_nobody(work: Callable[[Path], object], folder: Path) -> None:
+    if os.geteuid() == 0:  # who may read everything
+        os.seteuid(65534)
+    work(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "/etc/passwd", "..", ".", "", "a/b", "model.pte/", "MODEL.pte", "x" * 300, "\0", "\ud800"],
+)
 def test_a_manifest_that_names_other_places(artifact: Path, pipeline: Pipeline, name: str) -> None:
     manifest = json.loads((artifact / "manifest.json").read_text())
     manifest["files"][name] = {"sha256": "", "bytes": 0}
@@ -121,6 +158,27 @@ def test_a_manifest_that_names_other_places(artifact: Path, pipeline: Pipeline, 
     reseal(artifact)
     code, _, err = pipeline("validate", f"artifact={artifact}")
     assert (code, err.count("\n")) == (6, 1), err
+
+
+@pytest.mark.parametrize(
+    ("command", "part", "change"),
+    [
+        ("bench", "export", {"max_seq_len": float("inf")}),
+        ("compare", "delegation", {"delegates": 10**400}),
+        ("inspect", "sizes", {"program": 10**400}),
+    ],
+)
+def test_a_number_that_is_too_large(
+    artifact: Path, pipeline: Pipeline, command: str, part: str, change: dict[str, float]
+) -> None:
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    manifest[part] |= change
+    (artifact / "manifest.json").write_text(json.dumps(manifest))
+    reseal(artifact)
+    code, out, err = pipeline(
+        command, *([f"a={artifact}", f"b={artifact}"] if command == "compare" else [f"artifact={artifact}"])
+    )
+    assert (code, out, err.count("\n")) == (6, "", 1), err
 
 
 # ---- Code ----
