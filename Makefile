@@ -9,7 +9,7 @@ run: $(READY) ## build and validate the int4 program of the bundled checkpoint
 	$(VENV)/bin/python -m pipeline run recipe=int4_xnnpack overwrite=true
 
 test: $(READY) ## all tests
-	$(VENV)/bin/python -m pytest -n 2
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 lint: $(READY) ## style, format and types
 	$(VENV)/bin/ruff check .

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from ruamel.yaml import YAML
 
 

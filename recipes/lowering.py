@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from executorch.exir import (
 )
 
 from recipes.blocks import Backend
+from recipes.retracing import decomposed_once, shapes_computed_once
 from recipes.stored import Weights
 from recipes.xnnpack import adapted_lowering
 
@@ -30,7 +32,9 @@ def lower_program(
     weights: Weights | None = None,
 ) -> ExecutorchProgramManager:
     """The program, ready to be written with `write_to_file`. weights: those on disk stay there until then."""
-    with warnings.catch_warnings(), adapted_lowering(weights):
+    # Without a partitioner the two decompositions are not the same as one: nodes would come in another order.
+    once = decomposed_once() if backend is Backend.xnnpack else nullcontext()
+    with warnings.catch_warnings(), adapted_lowering(weights), shapes_computed_once(), once:
         warnings.simplefilter("ignore")  # hundreds of deprecations of torch and executorch among themselves
         edge = to_edge_transform_and_lower(
             exported,

@@ -28,7 +28,6 @@ from torch.nn import Parameter
 
 from model.pages import release
 from recipes import shapes  # noqa: F401 - its kernels make every pass faster
-from recipes.retracing import decomposed_once, shapes_computed_once
 from recipes.stored import Region, Weights
 
 # Rewrites of operators that Dream does not have. Each would trace every delegate anew, and change nothing.
@@ -59,8 +58,6 @@ def adapted_lowering(weights: Weights | None = None) -> Iterator[None]:
             xnnpack_preprocess.XnnpackBackend, "copy_exported_program_for_preprocess", copy_without_duplicates
         ),
         patch.object(xnnpack_preprocess, "XNNPACKPassManager", passes_for_dream),
-        decomposed_once(),
-        shapes_computed_once(),
         left_on_disk(weights) if weights is not None and weights.regions else nullcontext(),
     ):
         yield

@@ -20,6 +20,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
+# What takes minutes comes first, so that both workers end together (`make test` lets an idle one steal).
+LONG = ("fullsize", "survival", "road", "explain", "lowering", "stored", "evidence", "docs", "cli", "export_model")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        name = item.path.stem.removeprefix("test_")
+        return LONG.index(name) if name in LONG else len(LONG)
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     """build(checkpoint name, recipe): an artifact by `python -m pipeline run`, made once. Do not change it."""

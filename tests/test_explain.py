@@ -85,7 +85,7 @@ def raw(tensor: Tensor) -> bytes:
         ("gqa2", "fp32_xnnpack"),
         ("gqa2", "fp16_xnnpack"),
         ("gqa2", "fp32_portable"),
-        ("mqa4-sharded", "int4_xnnpack"),
+        ("mqa4-sharded", "int8_xnnpack"),
     ],
 )
 def test_a_right_program_raises_no_alarm(made: Callable[[str, str], Made], checkpoint: str, recipe: str) -> None:

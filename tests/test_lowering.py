@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -11,16 +12,21 @@ import pytest
 import torch
 from executorch.backends.xnnpack import _passes, xnnpack_preprocess
 from executorch.backends.xnnpack.partition.config import xnnpack_config
+from executorch.exir.pass_base import _ExportPassBase
+from ruamel.yaml import YAML
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from model import DreamEdge, DreamEdgeConfig
-from recipes import xnnpack
+from recipes import exporter, lowering, retracing, xnnpack
 from recipes.blocks import Attention, Backend, Dtype, LinearQuant
 from recipes.lowering import lower_program
 from recipes.quantization import quantize_model
 from recipes.static_program import StaticProgram, export_program, metadata
 from runtime import Program
 from runtime.format import read_format
+from runtime.program import executorch_folder
 
 N_LAYERS = 2
 Lower = Callable[[str], Path]
@@ -28,7 +34,7 @@ Lower = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def lower(tmp_path_factory: pytest.TempPathFactory) -> Lower:
-    """lower(name): a `.pte` of a tiny int4 model, lowered anew."""
+    """lower(name): a `.pte` of a tiny int4 model, lowered anew if there is none of this name."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": N_LAYERS}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 16}
@@ -38,6 +44,8 @@ def lower(tmp_path_factory: pytest.TempPathFactory) -> Lower:
     folder = tmp_path_factory.mktemp("lowered")
 
     def make(name: str) -> Path:
+        if (folder / name).exists():
+            return folder / name
         exported = export_program(StaticProgram(model, 16, Backend.xnnpack, Attention.delegated), 16)
         methods = metadata(model, 16, 16, Attention.delegated)
         with (folder / name).open("wb") as file:
@@ -57,7 +65,11 @@ def test_an_activation_is_quantized_once_and_all_attention_is_delegated(lower: L
 
 def test_merging_and_fewer_passes_change_no_result(lower: Lower) -> None:
     adapted = lower("adapted.pte")
-    with patch.object(xnnpack, "PASSES_OF_OTHER_NETWORKS", ()):
+    with (
+        patch.object(xnnpack, "PASSES_OF_OTHER_NETWORKS", ()),
+        patch.object(lowering, "decomposed_once", nullcontext),
+        patch.object(lowering, "shapes_computed_once", nullcontext),
+    ):
         assert lower("all_passes.pte").read_bytes() == adapted.read_bytes()
     with patch.object(xnnpack, "merge_duplicates", lambda _: None):
         unmerged = lower("unmerged.pte")
@@ -90,16 +102,33 @@ def test_the_passes_that_are_left_out_exist() -> None:
     assert all(hasattr(_passes, name) for name in xnnpack.PASSES_OF_OTHER_NETWORKS)
 
 
+def test_the_same_objects_are_the_same_arguments_and_equal_numbers_of_one_type() -> None:
+    x, y = torch.zeros(2), torch.zeros(2)
+    same = [(x, [1, 2.0], {"dtype": torch.int8}), (x, [1, 2.0], {"dtype": torch.int8})]
+    assert len({retracing._identity(arguments) for arguments in same}) == 1
+    others = [(y, [1, 2.0]), (x, [1, 2]), (x, [True, 2.0]), (x, 1, 2.0), (x, [1, 2.0], None), ([x, 1], 2.0)]
+    assert len({retracing._identity(arguments) for arguments in [same[0], *others]}) == 1 + len(others)
+
+
+def test_the_table_of_operators_is_what_executorchs_own_reader_reads() -> None:
+    text = (executorch_folder() / "exir" / "dialects" / "edge" / "edge.yaml").read_text(encoding="utf-8")
+    assert exporter._read(YAML(), text) == YAML(typ="safe").load(text)
+
+
 def test_nothing_stays_adapted() -> None:
     def adapted() -> list[object]:
         return [
+            ExportedProgram.run_decompositions,
+            _ExportPassBase._fx,
+            GraphModule.recompile,
             xnnpack_config.has_free_unbacked_symbols,
             xnnpack_preprocess.XnnpackBackend.copy_exported_program_for_preprocess,
             xnnpack_preprocess.XNNPACKPassManager,
         ]
 
     before = adapted()
-    with contextlib.suppress(RuntimeError), xnnpack.adapted_lowering():
+    once = (retracing.decomposed_once(), retracing.shapes_computed_once())
+    with contextlib.suppress(RuntimeError), xnnpack.adapted_lowering(), once[0], once[1]:
         assert all(a != b for a, b in zip(before, adapted(), strict=True))
         raise RuntimeError("a lowering that fails")
     assert before == adapted()

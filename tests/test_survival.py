@@ -25,7 +25,7 @@ def test_kill_in_each_stage(build: Build, tmp_path: Path) -> None:
     earlier = build("gqa2", "fp32_xnnpack")
     shutil.copytree(earlier, output)
     arguments = ["run", "recipe=fp32_xnnpack", f"checkpoint={GOLDEN / 'gqa2'}", f"output={output}", f"cache={cache}"]
-    arguments += ["export.max_seq_len=64", "overwrite=true"]
+    arguments += ["export.max_seq_len=64", "validation.n_prompts=8", "overwrite=true"]
     for done, stage in zip((None, *STAGES), STAGES, strict=False):
         command = [sys.executable, "-u", "-m", "pipeline", *arguments]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as run:
