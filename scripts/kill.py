@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from rich.console import Console
@@ -41,13 +42,14 @@ WHOLE: dict[int | None, str] = {EARLIER: "the earlier one", NEW: "the new one"}
 
 
 class Killed(Display):
-    """Of a run that is killed `moments[stage]` seconds after the beginning of each stage, in copies."""
+    """Of a run that is killed in copies: when `moments[stage]`, parts of 1, of the seconds of a stage are over."""
 
-    def __init__(self, moments: dict[str, list[float]], folder: Path) -> None:
+    def __init__(self, moments: dict[str, list[float]], seconds: dict[str, float], folder: Path) -> None:
         super().__init__(Console(quiet=True))
         self.is_copy = False
         self.in_stage: Counter[str] = Counter()
         self.found: Counter[str] = Counter()
+        self.seconds = dict(seconds)
         self._moments, self._folder = moments, folder
         self._entered, self._enters = os.pipe()  # a byte for each stage that a copy enters
 
@@ -58,13 +60,16 @@ class Killed(Display):
             yield report
 
     def enter(self, stage: str) -> None:
-        for seconds in self._moments.get(stage, ()):
+        if stage == "package" and not self.is_copy:
+            self._kill_a_copy(stage, None)
+        for part in self._moments.get(stage, ()):
             if not self.is_copy:
-                self._kill_a_copy(stage, seconds)
+                self._kill_a_copy(stage, part * self.seconds[stage])
         if self.is_copy:
             os.write(self._enters, bytes([STAGES.index(stage)]))
 
-    def _kill_a_copy(self, stage: str, seconds: float) -> None:
+    def _kill_a_copy(self, stage: str, seconds: float | None) -> None:
+        """seconds: None to see how long it goes on, as the first run had more to import for its end."""
         aside = self._folder.with_name("aside")
         shutil.copytree(self._folder, aside)
         os.write(self._enters, bytes([STAGES.index(stage)]))
@@ -73,11 +78,18 @@ class Killed(Display):
             os.setpgid(0, 0)
             self.is_copy = True
             return
-        time.sleep(seconds)
+        started = time.monotonic()
+        if seconds is None:
+            while os.read(self._entered, 1)[0] != STAGES.index("end"):
+                pass
+            self.seconds[stage] = time.monotonic() - started
+        else:
+            time.sleep(seconds)
         os.kill(copy, signal.SIGKILL)
         os.waitpid(copy, 0)
-        self.in_stage[STAGES[os.read(self._entered, 100)[-1]]] += 1
-        self._look()
+        if seconds is not None:
+            self.in_stage[STAGES[os.read(self._entered, 100)[-1]]] += 1
+            self._look()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(copy, signal.SIGKILL)  # what it has started goes on for a while
         shutil.rmtree(self._folder)
@@ -103,7 +115,7 @@ def main() -> None:
         display = Display(Console(quiet=True))
         road.run(config_of("run", *_arguments(folder, EARLIER)), display)
         seconds = {stage.name: stage.seconds for stage in display.stages} | {PLACE: PLACE_SECONDS}
-        killed = Killed(_moments(args.n, seconds, random.Random(args.seed)), folder)
+        killed = Killed(_moments(args.n, seconds, random.Random(args.seed)), seconds, folder)
 
         def placed(staged: Path, output: Path) -> Path:
             killed.enter(PLACE)
@@ -119,11 +131,20 @@ def main() -> None:
     result = {
         "kills": killed.in_stage.total(),
         "seed": args.seed,
-        "stage_seconds": {stage: round(taken, 2) for stage, taken in seconds.items()},
+        "stage_seconds": {stage: round(taken, 2) for stage, taken in killed.seconds.items()},
         "killed_in": {stage: killed.in_stage[stage] for stage in STAGES},
         "found": dict(sorted(killed.found.items())),
     }
     args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def table(result: dict[str, Any]) -> str:
+    """For docs/hostile.md."""
+    killed_in = {stage: times for stage, times in result["killed_in"].items() if times}
+    names = {PLACE: "change of places", "end": "just done"}
+    heads = ["killed in", *(names.get(stage, f"`{stage}`") for stage in killed_in)]
+    rows = (heads, ["---"] * len(heads), ["times", *map(str, killed_in.values())])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows).replace(" --- ", "---")
 
 
 def _moments(n: int, seconds: dict[str, float], chance: random.Random) -> dict[str, list[float]]:
@@ -132,7 +153,7 @@ def _moments(n: int, seconds: dict[str, float], chance: random.Random) -> dict[s
     for i in range(n):
         anywhere = chance.choices(list(seconds), list(seconds.values()))[0]
         stage = (anywhere, "package", anywhere, PLACE)[i % 4]
-        moments[stage].append(chance.random() * seconds[stage])
+        moments[stage].append(chance.random())
     return moments
 
 

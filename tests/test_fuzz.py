@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scripts.fuzz import WHAT, table
+from scripts.kill import table as kill_table
 from tests.checkpoints import ROOT, Build
 from tests.fuzz import BAD, REFUSED, TAKEN, Judge, targets
 
@@ -45,7 +46,11 @@ def test_the_page_shows_what_was_measured() -> None:
     page = (ROOT / "docs" / "hostile.md").read_text()
     assert table(fuzzed) in page
     assert not any(counted["verdicts"].get(word) for counted in fuzzed["targets"].values() for word in BAD)
+    found = killed["found"]
     assert f"{killed['kills']} random moments" in page
-    right = {"the earlier one", "the new one", "ended before it was killed", "other folders left"}
-    assert set(killed["found"]) <= right
-    assert killed["found"]["other folders left"] == 0
+    assert kill_table(killed) in page
+    assert (
+        f"{found['the earlier one']} times the earlier artifact was there, {found['the new one']} times the new" in page
+    )
+    assert found["the earlier one"] + found["the new one"] == killed["kills"]
+    assert found["other folders left"] == 0
