@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from ruamel.yaml import YAML
 
 
