@@ -27,8 +27,9 @@ from recipes.blocks import Attention, EmbeddingQuant, LinearQuant, Recipe
 MIB = 2**20
 PROCESS = 385 * MIB  # Python, torch, torchao and executorch, imported
 GRAPH, GRAPH_PER_WEIGHT = 7.4 * MIB, 0.044  # of a layer, exported, and for each of its weights
-DELEGATE = 42 * MIB  # of a layer, while the graphs of all delegates are there
-WRITTEN = 30 * MIB  # of a layer, when its delegate is bytes; 9 to 49 in five measured roads of 28 layers
+DELEGATE = (
+    30 * MIB
+)  # of a layer, lowered; 9 to 49 in five roads of 28 layers, 17 to 22 since no shape is computed twice
 CHILD = 240 * MIB  # the process that runs the program, without it
 
 
@@ -103,7 +104,7 @@ def of_sizes(
     arena = caches + 6 * S * D * itemsize + 4 * max_rows * V
     graph = PROCESS + L * (GRAPH + GRAPH_PER_WEIGHT * in_layer)
     # executorch holds the embedding, its copy, and some of a third while it lays out the program.
-    lowering = PROCESS + max(L * DELEGATE, L * WRITTEN + 2.2 * stored(model.embed_tokens))
+    lowering = PROCESS + L * DELEGATE + 2.2 * stored(model.embed_tokens)
     packed = output - stored(model.embed_tokens)
     # While it loads, or in a call of max_seq_len tokens: an MLP's activations, or a layer's scores.
     loading = arena + stored(model.embed_tokens) + max(map(stored, (*layer.modules(), model.lm_head)))

@@ -69,9 +69,9 @@ def test_int4_is_int4(build: Build) -> None:
 
 def test_same_export_in_another_process_gives_the_same_bytes(build: Build) -> None:
     """`validate checkpoint=` exports again: here in a process with another hash seed, thread count and time zone."""
-    artifact = build("gqa2", "fp32_xnnpack")
+    artifact = build("dream_sudoku", "fp32_xnnpack")
     environment = {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1", "TZ": "Asia/Tokyo", "PATH": "/usr/bin:/bin"}
-    checkpoint = ROOT / "tests/golden/gqa2"
+    checkpoint = ROOT / "assets" / "dream_sudoku"
     command = [sys.executable, "-m", "pipeline", "validate", f"artifact={artifact}", f"checkpoint={checkpoint}"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
