@@ -162,17 +162,21 @@ def expected_format(weights: Weights, recipe: Recipe, lowered: Lowered) -> Expec
         outside_ops=tuple(recipe.outside_ops),
         linear_shapes=tuple(shapes),
         helper_shapes=((1, D), (d, d)) if recipe.backend is Backend.xnnpack else (),
-        weights=weights.digests | rope_digests(config, S, getattr(torch, recipe.dtype.value)),
+        weights=weights.digests | constant_digests(config, S, recipe),
         bytes_per_weight=ideal_bytes_per_weight(shapes, recipe.linear, itemsize),
         planned_memory=recipe.bounds.planned_memory * (caches + activations),
         metadata=lowered.metadata,
     )
 
 
-def rope_digests(config: DreamEdgeConfig, max_seq_len: int, dtype: torch.dtype) -> dict[str, list[str]]:
-    """sha256 of the tables that turn queries and keys at each position."""
+def constant_digests(config: DreamEdgeConfig, max_seq_len: int, recipe: Recipe) -> dict[str, list[str]]:
+    """sha256 of what no checkpoint file holds: the tables that turn queries and keys, and the norms' eps."""
+    dtype = getattr(torch, recipe.dtype.value)
     cos_1S1d, sin_1S1d = rope_cos_sin(config, torch.arange(max_seq_len)[None], dtype)
-    return {"rope.cos": [tensor_sha256(cos_1S1d)], "rope.sin": [tensor_sha256(sin_1S1d)]}
+    constants = {"rope.cos": cos_1S1d, "rope.sin": sin_1S1d}
+    if recipe.backend is Backend.xnnpack:  # elsewhere it is no constant, but an argument
+        constants["norms.eps"] = torch.tensor(config.rms_norm_eps, dtype=torch.float32)
+    return {name: [tensor_sha256(constant)] for name, constant in constants.items()}
 
 
 def ideal_bytes_per_weight(shapes: list[tuple[int, int]], quant: LinearQuant | None, itemsize: int) -> float:

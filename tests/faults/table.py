@@ -128,8 +128,8 @@ FAULTS = (
         for name in ("q_proj", "k_proj", "v_proj")
     ),
     Fault("network", "biases of k and v swapped", network_of(network.biases_swapped), "fidelity_exact_db", ONE_LAYER),
-    Fault("network", "RMSNorm without eps", network_of(network.wrong_eps(0.0)), "fidelity_exact_db", EVERY_KEY),
-    Fault("network", "RMSNorm's eps 1e-5", network_of(network.wrong_eps(1e-5)), "fidelity_exact_db", EVERY_KEY),
+    Fault("network", "RMSNorm without eps", network_of(network.wrong_eps(0.0)), "changed_weights", r"\(norms\.eps\)"),
+    Fault("network", "RMSNorm's eps 1e-5", network_of(network.wrong_eps(1e-5)), "changed_weights", r"\(norms\.eps\)"),
     Fault(
         "network",
         "norm's weight before the cast",
