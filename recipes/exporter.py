@@ -10,7 +10,11 @@ from ruamel.yaml import YAML
 
 def _read(_: YAML, text: str) -> object:
     """The same with libyaml, a dozen times faster."""
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 with patch.object(YAML, "load", _read):

@@ -190,7 +190,7 @@ def without_exporter() -> Iterator[None]:
 
     That takes 5 s and 130 MB (measured), and no device has it. In its place stand empty packages of these names.
     """
-    importlib.import_module("executorch.backends")  # light, and asked for by those inside it
+    import executorch.backends  # noqa: F401 - light, and asked for by those inside it
 
     absent = [name for name in ("executorch.exir", "executorch.backends.xnnpack") if name not in sys.modules]
     for name in absent:

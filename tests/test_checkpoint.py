@@ -213,6 +213,7 @@ def threads() -> Iterator[None]:
 def test_optimize_cpu(folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many threads as there are physical cores, and a line in the log; nothing of it unless asked for."""
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 6 if logical else 3)
+    monkeypatch.setattr(logging.getLogger("model.checkpoint"), "disabled", False)  # Hydra disables all that are there
     caplog.set_level(logging.INFO)
     torch.set_num_threads(2)
     load_hf_model(folder)
