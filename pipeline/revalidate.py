@@ -121,13 +121,17 @@ def _against_checkpoint(
             exported = export(quantized, config.export)
         with display.stage("lower"):
             again = lower(exported, quantized, Path(folder) / MODEL_FILE)
-        same = sha256(again.pte) == sha256(artifact / MODEL_FILE)
-        repeated = Figure("repeatability", "exports_that_differ", int(not same), 0, False, "this export, byte for byte")
+        repeated = same_export(artifact / MODEL_FILE, again.pte)
         with display.stage("validate") as report:
             given = replace(again, pte=artifact / MODEL_FILE)
             reference_file = Path(folder) / REFERENCE_FILE
             validated = validate(given, quantized, loaded, task, config.validation, reference_file, report)
     return [*validated.figures, repeated]
+
+
+def same_export(pte: Path, again: Path) -> Figure:
+    differs = sha256(pte) != sha256(again)
+    return Figure("repeatability", "exports_that_differ", int(differs), 0, False, "this export, byte for byte")
 
 
 def _task_of(artifact: Path, manifest: dict[str, Any], config: ValidateConfig) -> TaskConfig:

@@ -17,7 +17,6 @@ from pipeline.record import record
 from pipeline.tasks import load_checker, read_prompts, wilson_interval
 from pipeline.validate import bounds_of, expected_format
 from recipes.blocks import Backend
-from recipes.quantization import quantize_model
 from recipes.stored import in_memory
 from runtime.artifact import REFERENCE_FILE, expectations, read_manifest
 from runtime.figures import TIE_MARGIN, Figure, fidelity, metadata, program_format, quality, repeatability, sqnr_db
@@ -26,15 +25,13 @@ from runtime.logits import digest, summarize
 from runtime.reference import Call, Reference, Sequence, load_reference, save_reference
 from runtime.replay import Replay, replay
 from tests.checkpoints import GOLDEN, ROOT, Build
+from tests.faults.judge import quantized
 
 Case = tuple[Path, Reference, Replay]
 
 
 def quantized_model(name: str, recipe: str) -> DreamEdge:
-    model, _, _ = load_hf_model(GOLDEN / name, dtype=None)
-    blocks = load_recipe(recipe)
-    quantize_model(model, blocks.dtype, blocks.linear, blocks.embedding)
-    return model
+    return quantized(GOLDEN / name, load_recipe(recipe))
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from model import DreamEdge, load_hf_model
-from pipeline.revalidate import config_of
+from pipeline.revalidate import config_of, same_export
 from pipeline.validate import with_layer
 from recipes.blocks import Recipe
 from recipes.lowering import lower_program
 from recipes.quantization import quantize_model
 from recipes.static_program import StaticProgram, export_program, metadata
 from recipes.stored import Weights, in_memory
-from runtime.artifact import REFERENCE_FILE, ArtifactError, expectations, measure, read_manifest, sha256
-from runtime.figures import Figure
+from runtime.artifact import REFERENCE_FILE, ArtifactError, expectations, measure, read_manifest
 from runtime.program import MODEL_FILE, ProgramError
 from runtime.reference import Reference, ReferenceError, load_reference
 
@@ -76,7 +75,7 @@ def export_with(
     right: Right,
     pte: Path,
     program: Callable[[StaticProgram], None] = lambda _: None,
-    weights: Callable[[DreamEdge], None] = lambda _: None,
+    weights: Callable[[DreamEdge, Recipe], None] = lambda _, __: None,
     max_seq_len: int = 0,
     max_rows: int = 0,
     export: Callable[[StaticProgram, int], Any] = export_program,
@@ -84,7 +83,7 @@ def export_with(
 ) -> None:
     """Write the program that the recipe makes, but for what is given. `methods` say otherwise only if told to."""
     recipe, model = right.recipe, copy.deepcopy(right.model)
-    weights(model)
+    weights(model, recipe)
     exported = StaticProgram(model, max_seq_len or right.max_seq_len, recipe.backend, recipe.attention)
     program(exported)
     constant_methods = metadata(model, right.max_seq_len, right.max_rows, recipe.attention) | (methods or {})
@@ -101,8 +100,7 @@ def judge_program(right: Right, pte: Path) -> Verdict:
     except ProgramError as error:
         return Verdict((RUNTIME,), str(error))
     figures = with_layer(measured.figures, pte, right.weights, right.reference, right.recipe.bounds)
-    differs = sha256(pte) != sha256(right.artifact / MODEL_FILE)
-    figures.append(Figure("repeatability", "exports_that_differ", int(differs), 0, False, "this export, byte for byte"))
+    figures.append(same_export(right.artifact / MODEL_FILE, pte))
     wrong = [figure for figure in figures if not figure.ok]
     return Verdict(tuple(figure.name for figure in wrong), "; ".join(map(str, wrong)))
 

@@ -161,9 +161,9 @@ class _Shifted(StaticProgram):
 # ---- Attention and cache ----
 
 
-def caches_of(kind: type[nn.Module], layers: slice = slice(None)) -> Change:
+def caches_of(kind: type[nn.Module]) -> Change:
     def change(program: StaticProgram) -> None:
-        for cache in program.caches[layers]:
+        for cache in program.caches:
             cache.__class__ = kind
 
     return change

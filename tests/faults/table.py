@@ -63,12 +63,8 @@ def network_of(change: network.Change) -> Injection:
     return program(program=change)
 
 
-def weights_of(change: Callable[..., None], with_recipe: bool = False) -> Injection:
-    def inject(right: Right, pte: Path) -> Verdict:
-        export_with(right, pte, weights=partial(change, recipe=right.recipe) if with_recipe else change)
-        return judge_program(right, pte)
-
-    return inject
+def weights_of(change: weights.Change) -> Injection:
+    return program(weights=change)
 
 
 def folder(damage: files.Damage) -> Injection:
@@ -82,7 +78,7 @@ def folder(damage: files.Damage) -> Injection:
 
 def section_of_another(right: Right, pte: Path) -> Verdict:
     other = pte.with_suffix(".other")
-    export_with(right, other, weights=partial(weights.of_another_checkpoint, recipe=right.recipe))
+    export_with(right, other, weights=weights.of_another_checkpoint)
     return folder(partial(files.section_of_another, other=other))(right, pte)
 
 
@@ -249,7 +245,7 @@ FAULTS = (
     Fault(
         "weights",
         "of another checkpoint",
-        weights_of(weights.of_another_checkpoint, True),
+        weights_of(weights.of_another_checkpoint),
         "changed_weights",
         r"embed_tokens\.weight",
     ),
@@ -271,7 +267,7 @@ FAULTS = (
     Fault(
         "weights",
         "lm_head quantized",
-        weights_of(weights.lm_head_quantized, True),
+        weights_of(weights.lm_head_quantized),
         "wrong_linear_weights",
         r"qcint8 \[320, 64\]",
         "fp32_xnnpack",
