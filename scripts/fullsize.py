@@ -72,6 +72,7 @@ def main() -> None:
     artifact = args.workdir / "artifact"
     note("main_job", main_job(checkpoint, artifact, args.workdir))
     note("bench", bench(artifact, args.workdir))
+    note("explain", explain(checkpoint, artifact, args.workdir))
     shutil.rmtree(artifact)
     note("recipes", {})
     for recipe in RECIPES:
@@ -166,6 +167,14 @@ def bench(artifact: Path, workdir: Path) -> dict[str, Any]:
     measured_process(["-m", "pipeline", "bench", f"artifact={artifact}", *options])
     result: dict[str, Any] = json.loads(output.read_text())
     return result
+
+
+def explain(checkpoint: Path, artifact: Path, workdir: Path) -> dict[str, Any]:
+    """`python -m pipeline explain`, with the weights that the main job left quantized."""
+    output = workdir / "explain.json"
+    paths = [f"artifact={artifact}", f"checkpoint={checkpoint}", f"cache={workdir / 'cache'}", f"output={output}"]
+    process = measured_process(["-m", "pipeline", "explain", *paths])
+    return process | json.loads(output.read_text())
 
 
 def measured_process(arguments: list[str]) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def test_recipe_builds_a_valid_artifact(build: Build, checkpoint: str, recipe: s
     assert [stage["name"] for stage in report["stages"]][:5] == ["load", "quantize", "export", "lower", "validate"]
     assert all(stage["peak_rss"] > 0 for stage in report["stages"])
     assert "✓ Valid" in (artifact / "report.html").read_text(encoding="utf-8")
+    assert len({file.stat().st_mode for file in artifact.iterdir()}) == 1  # who can read one can read all
     parts = manifest["sizes"]["parts"]
     assert sum(parts.values()) == manifest["sizes"]["program"]
     assert all(parts[part] > 0 for part in ("embedding", "attention", "mlp", "norms", "other"))
