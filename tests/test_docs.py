@@ -125,6 +125,12 @@ def test_full_size_is_what_was_measured() -> None:
     for stage in job["stages"][:5]:
         assert estimated[stage["name"]] == pytest.approx(stage["peak_rss"], rel=0.2), stage["name"]
     assert estimated["program"] == pytest.approx(job["program"]["peak_rss"], rel=0.2)
+    explained = result["explain"]
+    said = f"{explained['peak_rss'] / 2**30:.2f} GiB at its peak"
+    for name in ("memory.md", "explain.md"):
+        text = " ".join((ROOT / "docs" / name).read_text().split())
+        assert said in text, name
+        assert f"{explained['seconds'] / 60:.1f} minutes" in text, name
 
 
 def test_every_option_of_generation_is_explained() -> None:
