@@ -102,7 +102,7 @@ def of_sizes(
     arena = caches + 6 * S * D * itemsize + 4 * max_rows * V
     graph = PROCESS + L * (GRAPH + GRAPH_PER_WEIGHT * in_layer)
     # executorch holds the embedding, its copy, and some of a third while it lays out the program; the first is mapped
-    # besides where it was quantized. Measured: 3.0 to 3.8 times at 28 layers of Dream-7B.
+    # besides where it was quantized. Measured: 2.9 to 3.8 times at 28 layers of Dream-7B.
     lowering = PROCESS + L * DELEGATE + (2.2 if recipe.embedding is None else 3.3) * stored(model.embed_tokens)
     packed = output - stored(model.embed_tokens)
     # While it loads, or in a call of max_seq_len tokens: an MLP's activations, or a layer's scores.
