@@ -96,14 +96,16 @@ def kl_divergence(expected: Summary, actual: Summary) -> Tensor:
 
 
 def repeatability(first: Replay, second: Replay) -> Figure:
-    """Two processes must give the same bits."""
+    """Two processes must give the same bits, for the calls that both ran."""
     differ = [
         f"{name}/{i}"
-        for name, digests in first.digests.items()
+        for name, digests in second.digests.items()
         for i, digest in enumerate(digests)
-        if digest != second.digests[name][i]
+        if digest != first.digests[name][i]
     ]
-    return Figure("repeatability", "calls_that_differ", len(differ), 0, False, ", ".join(differ[:3]))
+    n, repeated = (sum(map(len, run.digests.values())) for run in (first, second))
+    where = ", ".join(differ[:3]) or (f"{repeated} of {n} calls, the shortest" if repeated < n else "")
+    return Figure("repeatability", "calls_that_differ", len(differ), 0, False, where)
 
 
 def metadata(replay: Replay, expected: ExpectedFormat) -> Figure:

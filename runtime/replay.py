@@ -1,10 +1,11 @@
 """Run recorded calls through a `.pte` in a process of its own: a crash there is a verdict here.
 
-python -m runtime.replay MODEL.pte REFERENCE.safetensors OUTPUT.safetensors PLANNED_MEMORY [--solve]
+python -m runtime.replay MODEL.pte REFERENCE.safetensors OUTPUT.safetensors PLANNED_MEMORY [--solve] [--tokens N]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, fields
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +58,12 @@ class Replay:
     metadata: dict[str, Any]
 
 
-def replay(pte: Path, reference: Path, solve: bool = True, planned_memory: float = 0) -> Replay:
+def replay(
+    pte: Path, reference: Path, solve: bool = True, planned_memory: float = 0, tokens: int | None = None
+) -> Replay:
     """solve: also answer the task's prompts. planned_memory: bytes that the program may plan for.
+
+    tokens: that the sequences may have in all, the shortest first; None for all sequences.
 
     Raises `ProgramError` with the runtime's words, also when it crashed, hung, or took more memory than such a program
     needs.
@@ -73,6 +79,7 @@ def replay(pte: Path, reference: Path, solve: bool = True, planned_memory: float
             str(output),
             str(planned_memory),
             *(["--solve"] * solve),
+            *([] if tokens is None else ["--tokens", str(tokens)]),
         ]
         # Where this package was found, the child finds it.
         root = str(Path(__file__).resolve().parent.parent)
@@ -136,6 +143,16 @@ def _run(
     return outputs, digests, seconds
 
 
+def shortest(reference: Reference, tokens: int) -> Reference:
+    """Of its sequences the shortest, so many that they have at most `tokens` in all; in their order."""
+    lengths = [sum(len(call.tokens) for call in sequence.calls) for sequence in reference.sequences]
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+    totals = accumulate(lengths[i] for i in by_length)
+    chosen = sorted(i for i, total in zip(by_length, totals, strict=True) if total <= tokens)
+    sequences, expected = reference.sequences, reference.expected
+    return Reference(tuple(sequences[i] for i in chosen), tuple(expected[i] for i in chosen), reference.task)
+
+
 def solve(network: Network, task: Task) -> Answers:
     """The program's, or in eager those to compare with."""
     solved = generate(network, task.prompts, max_new_tokens=task.n_new, alg="maskgit_plus", threshold=task.threshold)
@@ -144,14 +161,23 @@ def solve(network: Network, task: Task) -> Answers:
 
 
 def main() -> None:
-    pte, reference_file, output = (Path(arg) for arg in sys.argv[1:4])
+    parser = argparse.ArgumentParser()
+    for name in ("pte", "reference", "output"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("planned_memory", type=float)
+    parser.add_argument("--solve", action="store_true")
+    parser.add_argument("--tokens", type=int)
+    args = parser.parse_args()
+    pte: Path = args.pte
     try:
-        reference = load_reference(reference_file)
-        task = reference.task if "--solve" in sys.argv[5:] else None
+        reference = load_reference(args.reference)
+        if args.tokens is not None:
+            reference = shortest(reference, args.tokens)
+        task = reference.task if args.solve else None
         n_bytes = pte.stat().st_size
-        longest = max(len(call.tokens) for sequence in reference.sequences for call in sequence.calls)
+        longest = max((len(call.tokens) for sequence in reference.sequences for call in sequence.calls), default=0)
         executorch_runtime()  # what it imports is not the program's
-        restrict_to_program(n_bytes, float(sys.argv[4]), longest)
+        restrict_to_program(n_bytes, args.planned_memory, longest)
         end_if_loading_hangs(n_bytes)
         started = time.perf_counter()
         program = Program.open(pte)
@@ -173,7 +199,7 @@ def main() -> None:
         "peak_rss": peak_rss(),
         "anonymous": memory()["anonymous"],
     }
-    save_file(outputs, output, metadata={"replay": json.dumps(header)})
+    save_file(outputs, args.output, metadata={"replay": json.dumps(header)})
 
 
 if __name__ == "__main__":

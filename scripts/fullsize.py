@@ -72,6 +72,7 @@ def main() -> None:
     artifact = args.workdir / "artifact"
     note("main_job", main_job(checkpoint, artifact, args.workdir))
     note("bench", bench(artifact, args.workdir))
+    note("llama_cpp", against_llama(artifact, args.workdir))
     note("explain", explain(checkpoint, artifact, args.workdir))
     shutil.rmtree(artifact)
     note("recipes", {})
@@ -79,6 +80,7 @@ def main() -> None:
         measured = in_process(checkpoint, recipe, args.workdir)
         if recipe == "int4_fast_xnnpack":
             measured["bench"] = bench(args.workdir / "road", args.workdir)
+            measured["llama_cpp"] = against_llama(args.workdir / "road", args.workdir)
         note("recipes", result["recipes"] | {recipe: measured})
         for folder in ("road", "cache"):
             shutil.rmtree(args.workdir / folder)
@@ -149,7 +151,14 @@ def road(checkpoint: Path, recipe_name: str, workdir: Path) -> dict[str, Any]:
     with display.stage("lower"):
         lower(exported, quantized, pte)
     (pte.parent / "manifest.json").write_text(
-        json.dumps({"schema_version": SCHEMA_VERSION, "export": {"max_seq_len": MAX_SEQ_LEN}}), encoding="utf-8"
+        json.dumps(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "export": {"max_seq_len": MAX_SEQ_LEN},
+                "model": loaded.config.to_hf(),
+            }
+        ),
+        encoding="utf-8",
     )
     return {
         "stages": [asdict(stage) for stage in display.stages],
@@ -165,6 +174,14 @@ def bench(artifact: Path, workdir: Path) -> dict[str, Any]:
     output = workdir / "bench.json"
     options = ["lengths=[1,32,512]", "kv_len=512", "new_tokens=0", "prompt_len=1", "repeats=1", f"output={output}"]
     measured_process(["-m", "pipeline", "bench", f"artifact={artifact}", *options])
+    result: dict[str, Any] = json.loads(output.read_text())
+    return result
+
+
+def against_llama(artifact: Path, workdir: Path) -> dict[str, Any]:
+    """A block step, in turn with llama.cpp's."""
+    output = workdir / "llama.json"
+    measured_process(["-m", "scripts.compare_llama_cpp", str(artifact), "--repeats", "5", "--output", str(output)])
     result: dict[str, Any] = json.loads(output.read_text())
     return result
 

@@ -78,6 +78,16 @@ def speed_table(result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def llama_table(result: dict[str, Any]) -> str:
+    """A block step and llama.cpp's, taken in turn."""
+    rows = ["| recipe | ms | llama.cpp, in turn | of llama.cpp |", "|---|---|---|---|"]
+    fast = result["recipes"]["int4_fast_xnnpack"]
+    for name, measured in (("int4_xnnpack", result), ("int4_fast_xnnpack", fast)):
+        ours, theirs = (measured["llama_cpp"][side]["median"] for side in ("program", "llama.cpp"))
+        rows.append(f"| `{name}` | {1000 * ours:,.0f} | {1000 * theirs:,.0f} | {ours / theirs:.2f} |")
+    return "\n".join(rows)
+
+
 def recipes(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {"int4_xnnpack": _main_road(result)} | result["recipes"]
 
@@ -130,7 +140,7 @@ def main() -> None:
     args = parser.parse_args()
     result = json.loads(args.result.read_text(encoding="utf-8"))
     args.picture.write_text(draw(result), encoding="utf-8")
-    tables = (road_table, growth_table, recipe_table, speed_table)
+    tables = (road_table, growth_table, recipe_table, speed_table, llama_table)
     sys.stdout.write("\n\n".join(table(result) for table in tables) + "\n")
 
 

@@ -156,6 +156,21 @@ def test_repeatability_sees_one_bit(int4: Case) -> None:
     assert (figure.value, figure.where) == (1, f"{name}/0")
 
 
+def test_a_second_run_of_a_large_program_is_over_the_shortest_calls(int4: Case) -> None:
+    artifact, reference, replayed = int4
+    lengths = {s.name: sum(len(call.tokens) for call in s.calls) for s in reference.sequences}
+    n = sorted(lengths.values())[len(lengths) // 2]
+    shorter = {name for name, length in lengths.items() if length < n}
+    tokens = sum(lengths[name] for name in shorter)
+    again = replay(artifact / "model.pte", artifact / REFERENCE_FILE, solve=False, tokens=tokens)
+    assert set(again.digests) == shorter
+    figure = repeatability(replayed, again)
+    calls = [sum(map(len, run.digests.values())) for run in (again, replayed)]
+    assert (figure.value, figure.where) == (0, f"{calls[0]} of {calls[1]} calls, the shortest")
+    name = next(iter(shorter))
+    assert not repeatability(replayed, dataclasses.replace(again, digests={name: [""]})).ok
+
+
 @pytest.mark.parametrize(
     ("built", "promised", "figures"),
     [
