@@ -196,7 +196,9 @@ def gguf_shapes(config: DreamEdgeConfig) -> dict[str, tuple[int, ...]]:
     """Of all tensors, by llama.cpp's names."""
     D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
     q, kv = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
-    shapes: dict[str, tuple[int, ...]] = {"token_embd": (V, D), "output": (V, D), "output_norm": (D,)}
+    shapes: dict[str, tuple[int, ...]] = {"token_embd": (V, D), "output_norm": (D,)}
+    if not config.tie_word_embeddings:
+        shapes["output"] = (V, D)
     for i in range(config.num_hidden_layers):
         layer = {"attn_norm": (D,), "ffn_norm": (D,), "attn_q": (q, D), "attn_k": (kv, D), "attn_v": (kv, D)}
         layer |= {"attn_output": (D, q), "ffn_gate": (F, D), "ffn_up": (F, D), "ffn_down": (D, F)}

@@ -109,7 +109,7 @@ def test_full_size_is_what_was_measured() -> None:
 
     result = json.loads((ROOT / "docs" / "fullsize.json").read_text())
     page = (ROOT / "docs" / "memory.md").read_text()
-    for table in (show.road_table, show.growth_table, show.recipe_table, show.speed_table):
+    for table in (show.road_table, show.growth_table, show.recipe_table, show.speed_table, show.llama_table):
         assert table(result) in page, table.__name__
     assert show.draw(result) == (ROOT / "docs" / "fullsize.svg").read_text()
     job = result["main_job"]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
-from model import DreamEdgeConfig
+from model import DreamEdge, DreamEdgeConfig
+from scripts.compare_llama_cpp import gguf_shapes
 from scripts.make_checkpoint import write_checkpoint
 from tests.checkpoints import ROOT
 
@@ -80,3 +83,12 @@ def test_the_shape_is_the_one_of_the_files() -> None:
         content = OmegaConf.to_container(OmegaConf.load(file))
         assert isinstance(content, dict)
         assert {str(key) for key in content} <= set(asdict(TALL))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_llama_cpp_is_given_as_many_weights(tied: bool) -> None:
+    config = replace(TALL, tie_word_embeddings=tied)
+    with torch.device("meta"):
+        model = DreamEdge(config)
+    given = sum(math.prod(shape) for shape in gguf_shapes(config).values())
+    assert given == sum(parameter.numel() for parameter in model.parameters())
