@@ -31,6 +31,7 @@ VOCAB = 8192  # rows of the output layer that are in memory at once
 Take = Callable[[int, int, Tensor], None]
 Report = Callable[[str], None]
 Watch = Callable[[str, nn.Linear, Tensor], None]
+Multiply = Callable[..., Tensor]  # (x, weight, bias), as F.linear
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def run_by_layer(
     dtype: to compute in; None for the weights' own. Returns the tie margin of each call, see `TieMargins`.
     """
     ties = TieMargins(n_tokens(sequences))
-    last = deque(run_layers(weights, sequences, dtype, ties, report), maxlen=1).pop()
+    last = deque(run_layers(weights, sequences, dtype, ties, report, multiply=product), maxlen=1).pop()
     run_head(weights, sequences, last.x_1ND, take, dtype, ties, report)
     return ties.by_call(sequences)
 
@@ -69,11 +70,13 @@ def run_layers(
     given: Callable[[int], Tensor | None] = lambda _: None,
     watch: Watch | None = None,
     order: list[int] | None = None,
+    multiply: Multiply = F.linear,
 ) -> Iterator[LayerRun]:
     """The layers one after another. While the caller looks at one, no layer's floats are in memory.
 
     given: what the i-th to run is given, [1, N, D], in place of what the one before it gave. watch: sees each linear
     layer's name, the layer, and what goes into it. order: which layers to run; None for the model's own.
+    multiply: what the linear layers compute; with `product` a token's bits depend on how many others go with it.
     """
     config = weights.model.config
     x_1ND = embed(weights, sequences, dtype)
@@ -82,7 +85,7 @@ def run_layers(
         report(f"layer {i + 1}/{config.num_hidden_layers}")
         instead_1ND = given(step)
         x_1ND = x_1ND if instead_1ND is None else instead_1ND.to(x_1ND.dtype)
-        layer = _layer(config, weights, f"layers.{i}", dtype, ties, watch)
+        layer = _layer(config, weights, f"layers.{i}", dtype, ties, watch, multiply)
         kept: list[Tensor] = []
         attend_calls = partial(_attend_calls, sequences, kept)
         x_1ND = x_1ND + layer.self_attn(layer.input_layernorm(x_1ND), rotate, attend_calls)
@@ -105,7 +108,7 @@ def keys_and_values(weights: Weights, i: int, sequence: Sequence, x_RND: Tensor)
         weight, bias = (_floats(weights, f"{name}.{leaf}", None) for leaf in ("weight", "bias"))
         quantizes = quantizes_activations(weights, f"{name}.weight")
         given_RND = quantized_activations(normed_RND) if quantizes else normed_RND
-        return product(given_RND, weight, bias).view(*x_RND.shape[:2], -1, config.head_dim)
+        return F.linear(given_RND, weight, bias).view(*x_RND.shape[:2], -1, config.head_dim)
 
     k_RNGd, v_RNGd = (project(f"{path}.self_attn.{kind}") for kind in ("k_proj", "v_proj"))
     weights.release(f"{path}.")
@@ -202,6 +205,7 @@ def _layer(
     dtype: torch.dtype | None,
     ties: TieMargins,
     watch: Watch | None,
+    multiply: Multiply,
 ) -> DecoderLayer:
     with torch.device("meta"):
         layer = DecoderLayer(config)
@@ -209,7 +213,7 @@ def _layer(
         for leaf in [name for name, _ in module.named_parameters(recurse=False)]:
             setattr(module, leaf, nn.Parameter(_floats(weights, f"{path}.{leaf}", dtype), requires_grad=False))
         if isinstance(module, nn.Linear):
-            module.forward = partial(product, weight=module.weight, bias=module.bias)  # type: ignore[method-assign]
+            module.forward = partial(multiply, weight=module.weight, bias=module.bias)  # type: ignore[method-assign]
         if isinstance(module, nn.Linear) and quantizes_activations(weights, f"{path}.weight"):
             module.register_forward_pre_hook(_Quantization(ties))
         if isinstance(module, nn.Linear) and watch is not None:
@@ -218,7 +222,10 @@ def _layer(
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`. In float32 by numpy's BLAS: torch's, MKL, is a third slower on AMD (125 and 90 GFLOP/s)."""
+    """`F.linear`. In float32 by numpy's BLAS: torch's, MKL, is a third slower on AMD (125 and 90 GFLOP/s).
+
+    Its rounding of a token depends on how many others it is given with.
+    """
     if x.dtype != torch.float32:
         return F.linear(x, weight, bias)
     out = torch.from_numpy(x.detach().numpy() @ weight.detach().numpy().T)

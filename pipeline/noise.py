@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.eager import (
@@ -15,7 +16,6 @@ from pipeline.eager import (
     embed,
     n_tokens,
     normed_rows,
-    product,
     quantized_activations,
     quantizes_activations,
     run_layers,
@@ -82,13 +82,13 @@ class MatrixNoise:
 
     def note(self, name: str, linear: nn.Linear, x_1ND: Tensor) -> None:
         """Watches the float32 layer: what goes into its matrices, and what comes out."""
-        self.exact[name].append((x_1ND[0], product(x_1ND[0], linear.weight)))
+        self.exact[name].append((x_1ND[0], F.linear(x_1ND[0], linear.weight)))
 
     def compare(self, name: str, linear: nn.Linear, _: Tensor) -> None:
         """Watches the quantized layer after it."""
         for x_ND, expected in self.exact.pop(name, []):
             given_ND = _given(self.quantized, name, x_ND).to(linear.weight.dtype)
-            self.by_name[name].add(expected, product(given_ND, linear.weight))
+            self.by_name[name].add(expected, F.linear(given_ND, linear.weight))
 
     def of_layer(self, i: int) -> dict[str, float]:
         """Decibels by kind."""
@@ -156,7 +156,7 @@ def _head(
     V = float32.model.config.vocab_size
     for start in range(0, V, ROWS):
         rows = slice(start, min(V, start + ROWS))
-        expected = product(exact_RD, float32.rows(name, rows).float())
+        expected = F.linear(exact_RD, float32.rows(name, rows).float())
         head.add(expected, _product(quantized, name, rows, alone_RD))
         logits.add(expected, _product(quantized, name, rows, given_RD))
     for weights in (float32, quantized):
@@ -170,4 +170,4 @@ def _given(quantized: Weights, name: str, x: Tensor) -> Tensor:
 
 def _product(quantized: Weights, name: str, rows: slice, x: Tensor) -> Tensor:
     weight = quantized.rows(name, rows)
-    return product(x.to(weight.dtype), weight)
+    return F.linear(x.to(weight.dtype), weight)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import multiprocessing
-import statistics
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from model import DreamEdgeConfig
 from pipeline.display import table
 from pipeline.output import machine, write_json
 from runtime.artifact import load_manifest
+from runtime.bench import spread
 from runtime.program import Program
 
 BLOCK_BYTES, BLOCK = 18, 32  # of Q4_0: a float16 scale and 16 bytes for 32 weights
@@ -59,22 +59,18 @@ def compare(artifact: Path, config: DreamEdgeConfig, T: int, kv_len: int, repeat
     with tempfile.TemporaryDirectory(dir=artifact.parent) as folder:
         gguf = Path(folder) / "model.gguf"
         write_gguf(config, gguf)
-        names = ("llama.cpp", "program")
         sides = {
             "llama.cpp": Process(llama_step, gguf, T, kv_len, torch.get_num_threads()),
             "program": Process(program_step, artifact, T, kv_len),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in names}
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
         for i in range(repeats + 1):
-            for name in names:
-                taken = sides[name].step()
+            for name, side in sides.items():
+                taken = side.step()
                 if i:  # the first step touches memory for the first time
                     seconds[name].append(taken)
-    summary = {
-        name: {"median": statistics.median(taken), "min": min(taken), "max": max(taken)}
-        for name, taken in seconds.items()
-    }
-    return {"tokens": T, "kv_len": kv_len, "repeats": repeats, "machine": machine()} | summary
+    spreads = {name: spread(taken) for name, taken in seconds.items()}
+    return {"tokens": T, "kv_len": kv_len, "repeats": repeats, "machine": machine()} | spreads
 
 
 class Process:
