@@ -1,10 +1,11 @@
 """One block step of an artifact against llama.cpp: a model of the same shape in Q4_0, on the same cores, in turn.
 
-    pip install "dreamedge[llama]"   # builds llama.cpp for this processor, which takes ten minutes
+    CMAKE_ARGS=-DCMAKE_CXX_FLAGS=-fno-dse pip install "dreamedge[llama]"   # built for this processor in ten minutes
     python -m scripts.compare_llama_cpp ARTIFACT --tokens 32 --kv-len 512
 
 Both compute the logits of all their tokens, which are the last of kv_len positions. Each runs in a process of its own
-and waits while the other one computes. Weights are random: what they are does not change the time.
+and waits while the other one computes. Weights are random: what they are does not change the time. Without -fno-dse
+GCC 12 drops most of AMX's configuration (its _tile_loadconfig declares 8 of 64 bytes), and llama.cpp ends with SIGILL.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def compare(artifact: Path, config: DreamEdgeConfig, T: int, kv_len: int, repeat
         gguf = Path(folder) / "model.gguf"
         write_gguf(config, gguf)
         sides = {
-            "llama.cpp": Process(llama_step, gguf, T, kv_len, torch.get_num_threads()),
-            "program": Process(program_step, artifact, T, kv_len),
+            "llama.cpp": Process("llama.cpp", llama_step, gguf, T, kv_len, torch.get_num_threads()),
+            "program": Process("the program", program_step, artifact, T, kv_len),
         }
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         for i in range(repeats + 1):
@@ -76,7 +77,8 @@ def compare(artifact: Path, config: DreamEdgeConfig, T: int, kv_len: int, repeat
 class Process:
     """A process that makes a step, and then runs it whenever it is asked to."""
 
-    def __init__(self, make: Callable[..., Step], *args: Any) -> None:
+    def __init__(self, name: str, make: Callable[..., Step], *args: Any) -> None:
+        self.name = name
         context = multiprocessing.get_context("spawn")  # threads of one runtime are not those of the other
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, make, args), daemon=True)
@@ -88,8 +90,9 @@ class Process:
         self.connection.send(None)
         try:
             return float(self.connection.recv())
-        except EOFError:
-            sys.exit(f"compare_llama_cpp: its process ended with {self.process.exitcode}")
+        except (EOFError, ConnectionError):
+            self.process.join()
+            sys.exit(f"compare_llama_cpp: {self.name} ended with {self.process.exitcode}")
 
 
 def _serve(connection: Connection, make: Callable[..., Step], args: tuple[Any, ...]) -> None:
