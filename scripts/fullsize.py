@@ -2,7 +2,7 @@
 
     python -m scripts.fullsize WORKDIR OUTPUT.json [--shape conf/shape/dream_7b.yaml]
 
-It takes hours on a slow machine, and 60 GB of disk for Dream-7B's shape. Each measurement is a process of its own;
+It takes an hour, or hours without AVX-512, and 60 GB of disk for Dream-7B's shape. Each measurement is a process of its own;
 each road runs under a hard limit of memory where the machine lets a control group be made. What was made is removed
 as it goes.
 """
