@@ -60,10 +60,12 @@ def _settings(folder: Path, config: BenchConfig) -> Settings:
             f"prompt_len {config.prompt_len} and new_tokens {config.new_tokens} are more than the artifact's "
             f"max_seq_len, {max_seq_len}"
         )
-    names = Settings.__dataclass_fields__
-    return Settings(
-        **{name: getattr(config, name) for name in names if name != "lengths"}, lengths=tuple(config.lengths)
-    )
+    values = {name: getattr(config, name) for name in Settings.__dataclass_fields__} | {
+        "lengths": tuple(config.lengths)
+    }
+    if config.packed_cache is not None:
+        values["packed_cache"] = str(Path(config.packed_cache).absolute())  # it is measured in another folder
+    return Settings(**values)
 
 
 def run_bench(pte: Path, settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:

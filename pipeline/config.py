@@ -157,6 +157,7 @@ class GenerateConfig(DecodingConfig):
     prompts: str | None = None
     chat: bool = False
     cache: Cache = Cache.none
+    packed_cache: str | None = None
 
 
 @dataclass
@@ -180,6 +181,7 @@ class BenchConfig:
     threshold: float = 0.9
     repeats: int = 3
     seed: int = 0
+    packed_cache: str | None = None
     output: str | None = None
 
 

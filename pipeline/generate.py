@@ -33,7 +33,7 @@ class Answer:
 
 def answer_prompt(config: GenerateConfig, err: Console) -> None:
     """One prompt: the answer on stdout, a live view and what it took on stderr. Raises `PipelineError`."""
-    opened = open_artifact(Path(config.artifact))
+    opened = open_artifact(Path(config.artifact), config.packed_cache)
     prompt = config.prompt if config.prompt is not None else _stdin().read()
     view = View(opened, err)
     try:
@@ -53,7 +53,7 @@ def answer_lines(config: GenerateConfig, err: Console) -> None:
     """
     if config.prompt is not None:
         raise UsageError("prompt and prompts: give one of them")
-    opened = open_artifact(Path(config.artifact))
+    opened = open_artifact(Path(config.artifact), config.packed_cache)
     name = "stdin" if config.prompts == "-" else str(config.prompts)
     n = n_failed = 0
     for number, line in _lines(str(config.prompts)):

@@ -25,14 +25,14 @@ class Opened:
     new_tokens: int  # what the task of its validation takes
 
 
-def open_artifact(folder: Path) -> Opened:
-    """Raises `BadArtifactError`; `UsageError` for an artifact without a tokenizer."""
+def open_artifact(folder: Path, packed_cache: str | None = None) -> Opened:
+    """Raises `BadArtifactError`; `UsageError` for an artifact without a tokenizer. packed_cache: as for `Program.open`."""
     try:
         manifest = load_manifest(folder)
         tokenizer = load_tokenizer(folder)
         if tokenizer is None:
             raise UsageError(f"{folder} has no {TOKENIZER_FILE}: its checkpoint had no tokenizer, so it takes no text")
-        program, new_tokens = Program.open(folder), int(manifest["task"]["new_tokens"])
+        program, new_tokens = Program.open(folder, packed_cache), int(manifest["task"]["new_tokens"])
         if not 1 <= new_tokens <= program.max_seq_len:
             raise ValueError(f"task.new_tokens is {new_tokens}")
         largest = max(tokenizer.get_vocab().values(), default=0)

@@ -31,6 +31,7 @@ class Settings:
     """lengths: tokens of single calls, which see at least kv_len positions.
 
     new_tokens: of each generation, 0 for none. repeats: of each generation. threshold: of the last generation.
+    packed_cache: a folder that keeps the packed weights, or None.
     """
 
     lengths: tuple[int, ...]
@@ -42,6 +43,7 @@ class Settings:
     threshold: float
     repeats: int
     seed: int
+    packed_cache: str | None = None
 
 
 Mode = tuple[str, Literal["prefix", "dual"] | None, bool]  # (name, cache, with the threshold)
@@ -63,7 +65,7 @@ def bench(pte: Path, settings: Settings, tell: Callable[[str], None]) -> dict[st
         tell(f"load {i + 1} of {LOADS}")
         program = None  # the one before gives its memory back
         started = time.perf_counter()
-        program = Program.open(pte)
+        program = Program.open(pte, settings.packed_cache)
         loads.append(time.perf_counter() - started)
     assert program is not None
     loaded = memory()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from runtime.memory import unpin
+from runtime.packed import PackedError, packed_weights
 
 CONTRACT_VERSION = 1
 MODEL_FILE = "model.pte"
@@ -61,8 +62,11 @@ class Program:
         self._keep = keep  # the loaded program owns the memory of its methods
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Program:
-        """Load a program and check its contract. Raises `ProgramError`, or `FileNotFoundError`."""
+    def open(cls, path: str | os.PathLike[str], packed_cache: str | os.PathLike[str] | None = None) -> Program:
+        """Load a program and check its contract. Raises `ProgramError`, or `FileNotFoundError`.
+
+        packed_cache: a folder for the packed weights, which makes all times but the first fast (`runtime/packed.py`).
+        """
         file = program_file(path)
         _check_size(file)
         lines: list[str] = []
@@ -70,7 +74,10 @@ class Program:
             with _captured_stderr() as lines:
                 program = executorch_runtime().load_program(file)
                 metadata = _read_metadata(file, program)
-                forward = program.load_method("forward")
+                with _packed(file, packed_cache):
+                    forward = program.load_method("forward")
+        except PackedError as error:
+            raise ProgramError(str(error)) from error
         except (RuntimeError, ValueError) as error:
             raise ProgramError(
                 f"{file}: damaged, or not an ExecuTorch program: {' | '.join([*lines, str(error)])}"
@@ -145,6 +152,12 @@ class Program:
         except RuntimeError as error:
             raise ProgramError(f"{self.path}: forward failed in the runtime: {error}") from error
         return logits
+
+
+def _packed(file: Path, folder: str | os.PathLike[str] | None) -> contextlib.AbstractContextManager[None]:
+    if folder is None:
+        return contextlib.nullcontext()
+    return packed_weights(file, Path(folder), executorch_folder() / "lib")
 
 
 def program_file(path: str | os.PathLike[str]) -> Path:

@@ -2,8 +2,8 @@
 
     python -m scripts.fullsize WORKDIR OUTPUT.json [--shape conf/shape/dream_7b.yaml]
 
-It takes an hour, or hours without AVX-512, and 60 GB of disk for Dream-7B's shape. Each measurement is a process of its own;
-each road runs under a hard limit of memory where the machine lets a control group be made. What was made is removed
+It takes an hour, or hours without AVX-512, and 60 GB of disk for Dream-7B's shape. Each measurement is a process of
+its own; each road runs under a hard limit of memory where the machine lets a control group be made. What was made is removed
 as it goes.
 """
 
@@ -44,6 +44,15 @@ RECIPES = ("int4_fast_xnnpack", "int8_xnnpack", "fp16_xnnpack")
 TIMED = RECIPES[:2]
 # Random weights prefer no token much: the recipes' bounds of quality are for trained checkpoints.
 RANDOM = {"top1_agreement": 0.4, "kl_divergence": 1, "sqnr_db": 10, "cosine": 0.5, "max_abs_diff": 100}
+OPEN = """
+import json, sys, time
+from runtime.memory import memory
+from runtime.program import Program, executorch_runtime
+executorch_runtime()  # its import is not part of it
+started = time.perf_counter()
+program = Program.open(*sys.argv[1:])
+print(json.dumps({"seconds": time.perf_counter() - started, "memory": memory()}))
+"""
 console = Console(stderr=True)
 
 
@@ -73,6 +82,7 @@ def main() -> None:
     artifact = args.workdir / "artifact"
     note("main_job", main_job(checkpoint, artifact, args.workdir))
     note("bench", bench(artifact, args.workdir))
+    note("packed", packed(artifact, args.workdir))
     note("llama_cpp", {"int4_xnnpack": against_llama(artifact, args.workdir)})
     note("explain", explain(checkpoint, artifact, args.workdir))
     shutil.rmtree(artifact)
@@ -177,6 +187,15 @@ def bench(artifact: Path, workdir: Path) -> dict[str, Any]:
     measured_process(["-m", "pipeline", "bench", f"artifact={artifact}", *options])
     result: dict[str, Any] = json.loads(output.read_text())
     return result
+
+
+def packed(artifact: Path, workdir: Path) -> dict[str, Any]:
+    """`Program.open` that keeps the packed weights: the first time, and then with what it kept."""
+    with tempfile.TemporaryDirectory(dir=workdir) as folder:
+        command = [sys.executable, "-c", OPEN, str(artifact), folder]
+        opened = [json.loads(subprocess.check_output(command, cwd=ROOT)) for _ in range(4)]
+        (file,) = Path(folder).iterdir()
+        return {"bytes": file.stat().st_size, "first": opened[0], "then": opened[1:]}
 
 
 def against_llama(artifact: Path, workdir: Path) -> dict[str, Any]:
