@@ -206,7 +206,13 @@ def rope_cos_sin(config: DreamEdgeConfig, position_ids: Tensor, dtype: torch.dty
     inv_freq = 1.0 / (config.rope_theta ** (exponents / config.head_dim))
     angles = position_ids[:, :, None, None].float() * inv_freq
     angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    # MKL's first cos of a process is now and then wrong by 1e-4 in a second thread (AVX-512, one run in five).
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def apply_rope(cos: Tensor, sin: Tensor, x_BTHd: Tensor) -> Tensor:

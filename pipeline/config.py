@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.errors import UsageError
 from recipes.blocks import Recipe
+from runtime.processor import native_float16
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -228,6 +229,7 @@ def register() -> None:
     # A path of this repository, wherever the command is run.
     OmegaConf.register_new_resolver("root", lambda path: str(ROOT / path), replace=True)
     OmegaConf.register_new_resolver("tmp", tempfile.gettempdir, replace=True)
+    OmegaConf.register_new_resolver("native_float16", lambda yes, no: yes if native_float16() else no, replace=True)
     OmegaConf.register_new_resolver("basename", lambda path: Path(path).resolve().name, replace=True)
 
 

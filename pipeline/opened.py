@@ -26,7 +26,7 @@ class Opened:
 
 
 def open_artifact(folder: Path, packed_cache: str | None = None) -> Opened:
-    """Raises `BadArtifactError`; `UsageError` for an artifact without a tokenizer. packed_cache: as for `Program.open`."""
+    """packed_cache: as for `Program.open`. Raises `BadArtifactError`; `UsageError` for one without a tokenizer."""
     try:
         manifest = load_manifest(folder)
         tokenizer = load_tokenizer(folder)

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from runtime.processor import features
+
 VERSION = "1.5.1"
 MAGIC = b"CWPX"  # before the last four bytes of a complete file: what a killed process left has none
 BACKEND = b"XnnpackBackend"
@@ -97,9 +99,7 @@ def identity(program: Path) -> str:
         size = int.from_bytes(opened.read(24)[16:24], "little")  # of the flatbuffer; the data follow it
         opened.seek(0)
         digest.update(opened.read(size))
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text(encoding="utf-8").splitlines() if cpu.exists() else []
-    digest.update(next((line for line in lines if line.startswith(("flags", "Features"))), "").encode())
+    digest.update(" ".join(sorted(features())).encode())
     return digest.hexdigest()[:32]
 
 

@@ -3,8 +3,8 @@
     python -m scripts.fullsize WORKDIR OUTPUT.json [--shape conf/shape/dream_7b.yaml]
 
 It takes an hour, or hours without AVX-512, and 60 GB of disk for Dream-7B's shape. Each measurement is a process of
-its own; each road runs under a hard limit of memory where the machine lets a control group be made. What was made is removed
-as it goes.
+its own; each road runs under a hard limit of memory where the machine lets a control group be made. What was made is
+removed as it goes.
 """
 
 from __future__ import annotations

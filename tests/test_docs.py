@@ -124,6 +124,10 @@ def test_full_size_is_what_was_measured() -> None:
     estimated = show.estimated(result)
     for stage in job["stages"][:5]:
         assert estimated[stage["name"]] == pytest.approx(stage["peak_rss"], rel=0.2), stage["name"]
+    kept = result["packed"]
+    opens = sorted(opened["seconds"] for opened in kept["then"])[1]
+    assert f"{kept['first']['seconds']:.0f} s once and {opens:.1f} s from then on" in page
+    assert opens < 5
     slower = json.loads((ROOT / "docs" / "fullsize-avx2.json").read_text())
     for table in (show.speed_table, show.llama_table):
         assert table(slower) in page, table.__name__

@@ -107,7 +107,7 @@ def test_commands_keep_them(pipeline: Pipeline, build: Build, tmp_path: Path) ->
     assert code == 0, err
     assert [file.suffix for file in (tmp_path / "packed").iterdir()] == [".packed"]
     command = [sys.executable, "-m", "pipeline", "generate", "prompt=12", "max_new_tokens=4"]
-    sudoku = build("sudoku", "int4_xnnpack")
+    sudoku = build("dream_sudoku", "int4_xnnpack")
     kept = f"packed_cache={tmp_path / 'kept'}"
     answers = [
         subprocess.run([*command, f"artifact={sudoku}", *more], cwd=ROOT, check=True, capture_output=True).stdout
