@@ -18,6 +18,7 @@ from recipes.quantization import quantize_model
 from recipes.stored import open_stored, store
 from runtime.figures import kl_divergence, sqnr_db
 from runtime.logits import SKETCH, digest, summarize, top_columns
+from runtime.processor import native_float16
 from tests.checkpoints import GOLDEN
 
 S = 96
@@ -52,7 +53,9 @@ def test_it_is_the_network(checkpoint: str, recipe: str, tmp_path: Path, monkeyp
             with torch.no_grad():
                 expected = forward(call.tokens, call.start_pos, call.kv_len, call.rows)[0]
             # Rounding alone, or after a tie the noise of int8 activations.
-            floor = 60 if blocks.dtype.value == "float16" else 110
+            floor = 110
+            if blocks.dtype.value == "float16":  # torch's products of float16 round another way there, by their shapes
+                floor = 55 if native_float16() else 60
             if quantizes and margins[i][j] < 1e-4:
                 floor = 25
             assert sqnr_db(expected, found[i, j]) > floor, (sequence.name, j)
