@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import config
 from pipeline.config import load_recipe, names_of
 from runtime import Program
 from runtime.artifact import read_manifest
@@ -28,6 +29,13 @@ BUILT = [
 def test_the_recipes_are_those_tested() -> None:
     assert names_of("recipe") == sorted(RECIPES)
     assert all(load_recipe(name).name == name for name in RECIPES)
+
+
+@pytest.mark.parametrize(("native", "db"), [(True, 36), (False, 50)])
+def test_float16_is_held_to_the_processor(native: bool, db: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "native_float16", lambda: native)
+    bounds = load_recipe("fp16_xnnpack").bounds
+    assert (bounds.fidelity_db, bounds.fidelity_exact_db, bounds.sqnr_db) == (db, db, db)
 
 
 @pytest.mark.parametrize(("checkpoint", "recipe"), BUILT)
