@@ -69,9 +69,8 @@ def test_a_program_opens_with_the_weights_that_were_packed_before(recipe: str, b
 
 def test_what_a_killed_process_left_is_not_taken(build: Build, tmp_path: Path) -> None:
     artifact, folder = build("gqa2", "int4_xnnpack"), tmp_path / "packed"
-    killed = OPEN.replace("again =", "import os; os.kill(os.getpid(), 9); again =")
-    killed = killed.replace("artifact, folder, output", "from pathlib import Path; artifact, folder, output")
-    killed = killed.replace("program =", "Path.replace = lambda *_: os.kill(os.getpid(), 9); import os; program =", 1)
+    # It dies where all is packed, and the file is to get its name.
+    killed = "import os; from pathlib import Path; Path.replace = lambda *_: os.kill(os.getpid(), 9)" + OPEN
     process = subprocess.run([sys.executable, "-c", killed, artifact, folder, tmp_path / "logits.pt"], cwd=ROOT)
     assert process.returncode == -9
     assert all(file.name.endswith(".partial") for file in folder.iterdir())
