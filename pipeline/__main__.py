@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-from pipeline.errors import BadArtifactError
+from runtime.errors import BadArtifactError
 
 FOREIGN = ("generate", "evaluate")  # commands that run an artifact's program in their own process
 

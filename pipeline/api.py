@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from model import DreamEdge
-from pipeline.config import ExportConfig, load_recipe
-from pipeline.errors import RecipeError
+from pipeline.config import load_recipe
 from pipeline.export import export
 from pipeline.lower import lower
 from pipeline.quantize import Quantized
+from pipeline.schema import ExportConfig
 from recipes.quantization import QuantizationError, quantize_model
 from recipes.stored import in_memory
+from runtime.errors import RecipeError
 from runtime.program import Program
 
 RECIPES = {None: "fp32_xnnpack", "fp16": "fp16_xnnpack", "int8": "int8_xnnpack", "int4": "int4_xnnpack"}
@@ -35,7 +36,7 @@ def export_model(
     example_inputs: (input_ids,), int64 [1, T]: the new program runs on them, and has to give finite logits.
     The model is left as it is; a copy is quantized. The full validation is `python -m pipeline run`.
 
-    Raises `ValueError` for inputs or a quantization that do not exist, `pipeline.errors.RecipeError` where the
+    Raises `ValueError` for inputs or a quantization that do not exist, `runtime.errors.RecipeError` where the
     recipe does not fit the model. Nothing is written then.
     """
     if quantization not in RECIPES:

@@ -15,13 +15,11 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
-from pipeline.config import CONF, check_keys, explain, load_recipe, names_of, names_of_keys, register
-from pipeline.errors import INTERNAL_ERROR, INTERRUPTED, OutputError, PipelineError, UsageError, one_line
-
-err = Console(stderr=True, soft_wrap=True, highlight=False)
-
+from pipeline.commands import COMMANDS, list_recipes
+from pipeline.config import CONF, check_keys, explain, names_of_keys, register
+from pipeline.console import err
+from runtime.errors import INTERNAL_ERROR, INTERRUPTED, OutputError, PipelineError, UsageError, one_line
 
 # Hydra's flags that make sense here; its others change which files are the configuration.
 FLAGS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--package", "-p", "--resolve", "--multirun", "-m"}
@@ -40,7 +38,7 @@ def dispatch(command: str, arguments: list[str]) -> int:
         if command == "recipes":
             if arguments:
                 raise UsageError(f"recipes takes no arguments, got {arguments[0]!r}")
-            return _recipes()
+            return list_recipes()
         task = COMMANDS.get(command)
         if task is None:
             close = difflib.get_close_matches(command, [*COMMANDS, "recipes"], n=1)
@@ -117,98 +115,6 @@ def _typed(config: DictConfig, command: str) -> Any:
         raise UsageError(explain(error, command)) from error
 
 
-def _run(config: Any) -> None:
-    from pipeline.display import Display
-    from pipeline.road import run
-    from pipeline.summary import show_run
-
-    console = _console()
-    display = Display(console)
-    with display.live():
-        packaged, validated = run(config, display)
-    show_run(console, packaged, validated, display.stages)
-
-
-def _validate(config: Any) -> None:
-    from pipeline.ci import check_reports, write_reports
-    from pipeline.display import Display
-    from pipeline.revalidate import revalidate
-    from pipeline.summary import show_figures
-
-    check_reports(config)
-    console = _console()
-    display = Display(console)
-    try:
-        with display.live():
-            figures = revalidate(config, display)
-    except PipelineError as error:
-        write_reports(config, [], error)
-        raise
-    write_reports(config, figures, None)
-    show_figures(console, figures)
-
-
-def _inspect(config: Any) -> None:
-    from pipeline.inspect import inspect
-
-    inspect(config, _console())
-
-
-def _sign(config: Any) -> None:
-    from pipeline.sign import sign
-
-    sign(config, _console())
-
-
-def _verify(config: Any) -> None:
-    from pipeline.verify import verify
-
-    verify(config, _console())
-
-
-def _generate(config: Any) -> None:
-    from pipeline.generate import answer_lines, answer_prompt
-
-    if sys.stdout is None:
-        raise OutputError("the answer cannot be written: stdout is closed")
-    (answer_prompt if config.prompts is None else answer_lines)(config, err)
-
-
-def _evaluate(config: Any) -> None:
-    from pipeline.evaluate import evaluate
-
-    evaluate(config, _console(), err)
-
-
-def _bench(config: Any) -> None:
-    from pipeline.bench import bench
-
-    bench(config, _console(), err)
-
-
-def _compare(config: Any) -> None:
-    from pipeline.compare import compare
-
-    compare(config, _console())
-
-
-def _explain(config: Any) -> None:
-    from pipeline.display import Display
-    from pipeline.explain import explain_artifact, show
-
-    console = _console()
-    display = Display(console)
-    with display.live():
-        explained = explain_artifact(config, display)
-    show(console, explained)
-
-
-def _clean(config: Any) -> None:
-    from pipeline.clean import clean
-
-    clean(config, _console())
-
-
 def _complete(arguments: list[str]) -> int:
     """Hydra's completion knows one program with one config: hand it the line without our command."""
     line = os.environ.get("COMP_LINE", "")
@@ -219,37 +125,6 @@ def _complete(arguments: list[str]) -> int:
     command = words[1] if len(words) > 1 and words[1] in COMMANDS else "run"
     os.environ["COMP_LINE"] = " ".join([*words[:1], *words[2:]]) + " " * line.endswith(" ")
     return _under_hydra(command, arguments, COMMANDS[command], program="dreamedge")
-
-
-def _recipes() -> int:
-    from pipeline.display import table
-
-    listing = table(None, "recipe", "what it makes")
-    for name in names_of("recipe"):
-        listing.add_row(name, load_recipe(name).description)
-    _console().print(listing)
-    return 0
-
-
-def _console() -> Console:
-    """As wide as the terminal; a log has no width of its own."""
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
-
-
-COMMANDS: dict[str, Callable[[Any], None]] = {
-    "run": _run,
-    "validate": _validate,
-    "inspect": _inspect,
-    "sign": _sign,
-    "verify": _verify,
-    "generate": _generate,
-    "evaluate": _evaluate,
-    "bench": _bench,
-    "compare": _compare,
-    "explain": _explain,
-    "clean": _clean,
-}
 
 
 def _fail(message: str, exit_code: int) -> int:

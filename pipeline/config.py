@@ -5,221 +5,26 @@ from __future__ import annotations
 import difflib
 import re
 import tempfile
-from dataclasses import dataclass, field, is_dataclass
-from enum import Enum
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TypeVar, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.errors import UsageError
+from pipeline.schema import SCHEMAS
 from recipes.blocks import Recipe
+from runtime.errors import UsageError
 from runtime.processor import native_float16
+from validation.settings import TaskConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
+# Rooms whose files decide what an artifact is.
+ROOMS = ("conf", "model", "recipes", "pipeline", "validation", "report", "evidence", "runtime")
 T = TypeVar("T")
-
-
-@dataclass
-class ExportConfig:
-    max_seq_len: int | None = None
-    max_rows: int | None = None
-
-
-@dataclass
-class ValidationConfig:
-    seed: int = 0
-    n_prompts: int = 32
-
-
-@dataclass
-class TaskConfig:
-    name: str = MISSING
-    prompts: str | None = None
-    checker: str | None = None
-    new_tokens: int = 32
-    threshold: float | None = None
-    n_solve: int = 0
-
-
-@dataclass
-class RunConfig:
-    checkpoint: str = MISSING
-    output: str = MISSING
-    force: bool = False
-    overwrite: bool = False
-    cache: str = MISSING
-    recipe: Recipe = field(default_factory=Recipe)
-    task: TaskConfig = field(default_factory=TaskConfig)
-    export: ExportConfig = field(default_factory=ExportConfig)
-    validation: ValidationConfig = field(default_factory=ValidationConfig)
-
-
-@dataclass
-class PinnedBounds:
-    """By the names of the figures; None: as the artifact says."""
-
-    fidelity_db: float | None = None
-    fidelity_exact_db: float | None = None
-    top1_agreement: float | None = None
-    kl_divergence: float | None = None
-    sqnr_db: float | None = None
-    cosine: float | None = None
-    max_abs_diff: float | None = None
-    solved_percent: float | None = None
-    bytes_per_weight: float | None = None
-    planned_memory: float | None = None
-
-
-@dataclass
-class Margins:
-    """How much worse than the baseline's: quality in the figure's own unit, size and seconds as a share."""
-
-    top1_agreement: float = 0.0
-    kl_divergence: float = 0.0
-    sqnr_db: float = 0.0
-    cosine: float = 0.0
-    max_abs_diff: float = 0.0
-    solved_percent: float = 0.0
-    size: float = 0.0
-    seconds: float = 0.0
-
-
-@dataclass
-class ValidateConfig:
-    artifact: str = MISSING
-    checkpoint: str | None = None
-    prompts: str | None = None
-    checker: str | None = None
-    summary: str | None = None
-    junit: str | None = None
-    bounds: PinnedBounds = field(default_factory=PinnedBounds)
-    baseline: str | None = None
-    margins: Margins = field(default_factory=Margins)
-
-
-@dataclass
-class InspectConfig:
-    artifact: str = MISSING
-    json: bool = False
-
-
-@dataclass
-class SignConfig:
-    artifact: str = MISSING
-    key: str = MISSING
-
-
-@dataclass
-class VerifyConfig:
-    artifact: str = MISSING
-    key: str | None = None
-
-
-class Algorithm(Enum):
-    origin = "origin"
-    maskgit_plus = "maskgit_plus"
-    topk_margin = "topk_margin"
-    entropy = "entropy"
-
-
-class Cache(Enum):
-    none = "none"
-    prefix = "prefix"
-    dual = "dual"
-
-
-@dataclass
-class DecodingConfig:
-    """The options of `runtime.generate`, by their names there."""
-
-    max_new_tokens: int | None = None
-    steps: int | None = None
-    alg: Algorithm = Algorithm.entropy
-    temperature: float = 0.0
-    top_p: float | None = None
-    top_k: int | None = None
-    alg_temp: float | None = None
-    eps: float = 1e-3
-    block_length: int | None = None
-    threshold: float | None = None
-    seed: int | None = None
-    stop_at_eos: bool = True
-
-
-@dataclass
-class GenerateConfig(DecodingConfig):
-    artifact: str = MISSING
-    prompt: str | None = None
-    prompts: str | None = None
-    chat: bool = False
-    cache: Cache = Cache.none
-    packed_cache: str | None = None
-
-
-@dataclass
-class EvaluateConfig(DecodingConfig):
-    artifact: str = MISSING
-    task: TaskConfig = field(default_factory=TaskConfig)
-    n: int = 1000
-    caches: list[Cache] = field(default_factory=lambda: [Cache.none])
-    output: str | None = None
-
-
-@dataclass
-class BenchConfig:
-    artifact: str = MISSING
-    lengths: list[int] = field(default_factory=list)
-    kv_len: int = 0
-    prompt_len: int = 128
-    new_tokens: int = 256
-    block_length: int = 32
-    steps: int | None = None
-    threshold: float = 0.9
-    repeats: int = 3
-    seed: int = 0
-    packed_cache: str | None = None
-    output: str | None = None
-
-
-@dataclass
-class CompareConfig:
-    a: str = MISSING
-    b: str = MISSING
-    json: bool = False
-    html: str | None = None
-
-
-@dataclass
-class ExplainConfig:
-    artifact: str = MISSING
-    checkpoint: str = MISSING
-    cache: str = MISSING
-    output: str | None = None
-
-
-@dataclass
-class CleanConfig:
-    cache: str = MISSING
-
-
-SCHEMAS = {
-    "run": RunConfig,
-    "validate": ValidateConfig,
-    "inspect": InspectConfig,
-    "sign": SignConfig,
-    "verify": VerifyConfig,
-    "generate": GenerateConfig,
-    "evaluate": EvaluateConfig,
-    "bench": BenchConfig,
-    "compare": CompareConfig,
-    "explain": ExplainConfig,
-    "clean": CleanConfig,
-}
 
 
 def register() -> None:
@@ -231,6 +36,12 @@ def register() -> None:
     OmegaConf.register_new_resolver("tmp", tempfile.gettempdir, replace=True)
     OmegaConf.register_new_resolver("native_float16", lambda yes, no: yes if native_float16() else no, replace=True)
     OmegaConf.register_new_resolver("basename", lambda path: Path(path).resolve().name, replace=True)
+
+
+def source_files() -> dict[str, Path]:
+    """DreamEdge's own code and configuration, by name."""
+    files = (file for room in ROOMS for file in (ROOT / room).rglob("*") if file.suffix in (".py", ".yaml"))
+    return {file.relative_to(ROOT).as_posix(): file for file in files}
 
 
 def names_of(group: str) -> list[str]:

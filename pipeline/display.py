@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
+from report.tables import mib
 from runtime.memory import PeakAnonymous, peak_rss, reset_peak_rss
 
 Report = Callable[[str], None]
@@ -73,16 +72,3 @@ class Display:
         self._progress.update(task, completed=1, detail="", peak_rss=stats.peak_rss)
         if not self.console.is_terminal:
             self.console.print(f"{name:<9} {stats.seconds:6.1f} s   peak {mib(stats.peak_rss)}", highlight=False)
-
-
-def mib(n_bytes: float) -> str:
-    return f"{n_bytes / 2**20:,.0f} MiB" if n_bytes >= 10 * 2**20 else f"{n_bytes / 2**20:,.2f} MiB"
-
-
-def table(title: str | None, *columns: str) -> Table:
-    """The last column takes what width is left; the others are never broken."""
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
-    for column in columns[:-1]:
-        made.add_column(column, no_wrap=True)
-    made.add_column(columns[-1], overflow="fold")
-    return made

@@ -17,12 +17,12 @@ from torch import nn
 
 from model import CheckpointError, ConfigError, DreamEdge, DreamEdgeConfig
 from model.checkpoint import read_config, weight_files
-from pipeline.config import RunConfig
-from pipeline.display import mib, table
-from pipeline.eager import ROWS, TOKENS, VOCAB
-from pipeline.errors import InputError, OutputError, ResourceError
 from pipeline.export import lengths
+from pipeline.schema import RunConfig
 from recipes.blocks import Attention, EmbeddingQuant, LinearQuant, Recipe
+from report.tables import mib, table
+from runtime.errors import InputError, OutputError, ResourceError
+from validation.eager import ROWS, TOKENS, VOCAB
 
 MIB = 2**20
 PROCESS = 385 * MIB  # Python, torch, torchao and executorch, imported

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from model import DreamEdgeConfig
-from pipeline.config import ExportConfig
-from pipeline.errors import RecipeError
 from pipeline.quantize import Quantized
+from pipeline.schema import ExportConfig
 from recipes.static_program import StaticProgram, export_program, metadata
+from runtime.errors import RecipeError
 
 LOGITS_BYTES = 2**26  # a program plans memory for the logits of max_rows rows: 110 of Dream-7B's vocabulary
 MIN_LENGTH = 4  # shorter programs have no room for the calls that validate them

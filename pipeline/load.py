@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from model import CheckpointError, ConfigError, DreamEdge, DreamEdgeConfig, load_hf_model
 from model.checkpoint import INDEX, weight_files
-from pipeline.errors import InputError
-from pipeline.tokenizer import chat_template, load_tokenizer
 from runtime.artifact import sha256
+from runtime.chat import chat_template
+from runtime.errors import InputError
+from runtime.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

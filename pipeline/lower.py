@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import RecipeError
 from pipeline.export import Exported
 from pipeline.quantize import Quantized
 from recipes.lowering import lower_program
+from runtime.errors import RecipeError
 
 
 @dataclass(frozen=True)

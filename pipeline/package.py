@@ -8,32 +8,30 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import Enum
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline import detail
-from pipeline.bundle import write_bundle
-from pipeline.config import RunConfig
+from evidence.bundle import write_bundle
+from evidence.manifest import MadeOf, file_entry, manifest_of
+from evidence.provenance import statement
+from pipeline.config import source_files
 from pipeline.display import StageStats
-from pipeline.errors import OutputError
 from pipeline.estimate import Estimate
 from pipeline.load import Loaded
 from pipeline.lower import Lowered
-from pipeline.output import machine
-from pipeline.provenance import statement
-from pipeline.report import PAGE_FILE, REPORT_FILE, render_report
-from pipeline.tokenizer import TOKENIZER_FILE
-from pipeline.validate import Validated
-from recipes.static_program import CONTRACT_VERSION
-from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE, SCHEMA_VERSION, figure_dict, sha256
+from pipeline.schema import RunConfig
+from report.data import report_data
+from report.page import PAGE_FILE, REPORT_FILE, render_report
+from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE
+from runtime.errors import OutputError
+from runtime.tokenizer import TOKENIZER_FILE
+from validation.judge import Validated
 
 RUN_FILES = (REPORT_FILE, PAGE_FILE)  # that hold times and memory, and so differ from run to run
 
@@ -84,7 +82,7 @@ def package(
 ) -> dict[str, Any]:
     """Complete the staging folder: tokenizer files, `model.bpte`, the reports, the manifest, and what made it all.
 
-    noise: `detail.noise`. Whatever tokenizer files the checkpoint has, an artifact has a tokenizer.json.
+    noise: `report.data.noise_of`. Whatever tokenizer files the checkpoint has, an artifact has a tokenizer.json.
     """
     for file in loaded.tokenizer_files:
         shutil.copyfile(file, folder / file.name)
@@ -92,16 +90,30 @@ def package(
         loaded.tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
     write_bundle(lowered.pte, validated.measured.reference, loaded.config.vocab_size)
     created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    report = _report(config, loaded, validated, stages, needs, created) | {"noise": noise}
+    checker = Path(config.task.checker) if config.task.checker else None
+    costs = ([asdict(stage) for stage in stages], asdict(needs))
+    report = report_data(validated, noise, loaded.tokenizer, checker, *costs, created)
     (folder / REPORT_FILE).write_text(_json(report), encoding="utf-8")
+    made_of = MadeOf(
+        checkpoint=loaded.folder.resolve().name,
+        checkpoint_bytes=loaded.weights,
+        sha256=loaded.digests,
+        model=loaded.config.to_hf(),
+        recipe=config.recipe,
+        task=config.task,
+        validation=config.validation,
+        max_seq_len=lowered.max_seq_len,
+        max_rows=lowered.max_rows,
+        ideal_program=needs.output,
+    )
     # As JSON keeps it, and as anybody reads it.
-    manifest = json.loads(_json(_manifest(folder, config, loaded, lowered, validated, needs, created)))
+    manifest = json.loads(_json(manifest_of(folder, made_of, validated, created, RUN_FILES)))
     (folder / PAGE_FILE).write_text(render_report(manifest, report), encoding="utf-8")
-    manifest["run"]["files"][PAGE_FILE] = _entry(folder / PAGE_FILE)
+    manifest["run"]["files"][PAGE_FILE] = file_entry(folder / PAGE_FILE)
     (folder / MANIFEST_FILE).write_text(_json(manifest), encoding="utf-8")
     inputs = {f"checkpoint/{file.name}": file for file in loaded.tokenizer_files}
     inputs |= {f"task/{Path(file).name}": Path(file) for file in (config.task.prompts, config.task.checker) if file}
-    (folder / PROVENANCE_FILE).write_text(_json(statement(folder, manifest, inputs)), encoding="utf-8")
+    (folder / PROVENANCE_FILE).write_text(_json(statement(folder, manifest, inputs, source_files())), encoding="utf-8")
     return manifest
 
 
@@ -137,108 +149,6 @@ def place_failed(folder: Path, output: Path) -> Path:
     shutil.rmtree(failed, ignore_errors=True)
     folder.rename(failed)
     return failed
-
-
-def _report(
-    config: RunConfig, loaded: Loaded, validated: Validated, stages: list[StageStats], needs: Estimate, created: str
-) -> dict[str, Any]:
-    measured, replay = validated.measured, validated.measured.replay
-    examples = None
-    if measured.reference.task and validated.float32_answers and replay.answers and loaded.tokenizer:
-        assert config.task.checker is not None
-        answers = (validated.float32_answers, replay.answers)
-        examples = detail.examples(loaded.tokenizer, measured.reference.task, Path(config.task.checker), *answers)
-    return {
-        "valid": validated.ok,
-        "created": created,
-        "machine": machine(),
-        "stages": [asdict(stage) for stage in stages],
-        "estimate": asdict(needs),
-        "program": {
-            "load_seconds": replay.load_seconds,
-            "run_seconds": replay.run_seconds,
-            "peak_rss": replay.peak_rss,
-            "anonymous": replay.anonymous,
-        },
-        "figures": [figure_dict(figure) for figure in validated.figures],
-        "solved": asdict(validated.solved) if validated.solved else None,
-        "calls": detail.calls(measured),
-        "differences": detail.differences(measured),
-        "agreement": detail.agreement(measured),
-        "examples": examples,
-    }
-
-
-def _manifest(
-    folder: Path,
-    config: RunConfig,
-    loaded: Loaded,
-    lowered: Lowered,
-    validated: Validated,
-    needs: Estimate,
-    created: str,
-) -> dict[str, Any]:
-    found = validated.measured.format
-    files = {file.name: _entry(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST_FILE}
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "contract_version": CONTRACT_VERSION,
-        "checkpoint": {"name": loaded.folder.resolve().name, "bytes": loaded.weights, "sha256": loaded.digests},
-        "model": loaded.config.to_hf(),
-        "recipe": asdict(config.recipe),
-        "task": asdict(config.task) | {"prompts": _name(config.task.prompts), "checker": _name(config.task.checker)},
-        "validation": asdict(config.validation),
-        "export": {"max_seq_len": lowered.max_seq_len, "max_rows": lowered.max_rows},
-        "versions": {name: version(name) for name in ("torch", "executorch", "torchao")}
-        | {"python": platform.python_version(), "target": "XNNPACK, CPU"},
-        "sizes": {
-            "checkpoint": loaded.weights,
-            "program": lowered.pte.stat().st_size,
-            "ideal_program": needs.output,
-            "linear_weights": sum(w.n_bytes for w in found.linears),
-            "parts": _parts(validated.expected_format.weights, found.constants, lowered.pte.stat().st_size),
-        },
-        "memory_plan": list(found.planned_memory),
-        "delegation": {
-            "delegates": len(found.delegates),
-            "inside": found.delegated_ops,
-            "outside": found.operators,
-        },
-        "expected_format": asdict(validated.expected_format),
-        "figures": [figure_dict(figure) for figure in validated.figures],
-        "solved": asdict(validated.solved) if validated.solved else None,
-        "files": {name: entry for name, entry in files.items() if name not in RUN_FILES},
-        "run": {
-            "created": created,
-            "machine": machine(),
-            "files": {name: entry for name, entry in files.items() if name in RUN_FILES},
-        },
-    }
-
-
-def _entry(file: Path) -> dict[str, Any]:
-    return {"sha256": sha256(file), "bytes": file.stat().st_size}
-
-
-def _parts(weights: dict[str, list[str]], constants: dict[str, int], program: int) -> dict[str, int]:
-    """Bytes of the program by the part of the network that they belong to; what two share is the first one's."""
-    sizes = dict.fromkeys(("embedding", "attention", "mlp", "output", "norms", "rope"), 0)
-    left = dict(constants)
-    for name, digests in weights.items():
-        found = next((digest for digest in digests if digest in left), None)
-        if found is not None:
-            sizes[_part(name)] += left.pop(found)
-    return sizes | {"other": program - sum(sizes.values())}
-
-
-def _part(name: str) -> str:
-    named = {"embed_tokens": "embedding", "self_attn": "attention", "mlp": "mlp", "lm_head": "output", "rope": "rope"}
-    return next((part for word, part in named.items() if word in name.split(".")), "norms")
-
-
-def _name(file: str | None) -> str | None:
-    """A manifest names no path of the machine that made it."""
-    return file and Path(file).name
 
 
 def _json(content: dict[str, Any]) -> str:

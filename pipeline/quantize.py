@@ -13,13 +13,13 @@ from typing import Any
 import psutil
 from safetensors import SafetensorError
 
-from pipeline.errors import OutputError, RecipeError
 from pipeline.load import Loaded
 from recipes import packing, quantization, stored
 from recipes.blocks import Recipe
 from recipes.quantization import QuantizationError
 from recipes.stored import Weights, open_stored, store
 from runtime.artifact import sha256
+from runtime.errors import OutputError, RecipeError
 
 KEY_FILE = "made_of.json"
 MAKERS = (packing, quantization, stored)  # the code that decides the bytes

@@ -5,21 +5,23 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
-from pipeline import detail
-from pipeline.config import RunConfig
 from pipeline.display import Display
-from pipeline.errors import ValidationError
 from pipeline.estimate import check_resources
 from pipeline.export import export, lengths
 from pipeline.load import load
 from pipeline.lower import lower
 from pipeline.package import Packaged, package, place, place_failed, staging
 from pipeline.quantize import quantize
-from pipeline.record import check_settings, prompts_of
-from pipeline.validate import Validated, validate
+from pipeline.schema import RunConfig
+from pipeline.validate import validate
 from recipes.stored import Weights
+from report.data import noise_of
 from runtime.artifact import REFERENCE_FILE
+from runtime.errors import ValidationError
 from runtime.program import MODEL_FILE
+from validation.judge import Validated
+from validation.recording import prompts_of
+from validation.settings import check_settings
 
 
 def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
@@ -31,7 +33,7 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
         with display.stage("load"):
             loaded = load(Path(config.checkpoint))
             max_seq_len, _ = lengths(loaded.config, config.export)  # before the long work
-            prompts_of(loaded, config.task, config.validation, max_seq_len)
+            prompts_of(loaded.tokenizer, loaded.config, config.task, config.validation, max_seq_len)
         with display.stage("quantize") as report:
             quantized = quantize(loaded, config.recipe, Path(config.cache), report)
         with display.stage("export"):
@@ -44,7 +46,7 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
             reference_file = folder / REFERENCE_FILE
             validated = validate(lowered, quantized, loaded, config.task, config.validation, reference_file, report)
             sequences = validated.measured.reference.sequences
-            noise = detail.noise(Weights(loaded.model, {}), quantized.weights, config.recipe, sequences, report)
+            noise = noise_of(Weights(loaded.model, {}), quantized.weights, config.recipe, sequences, report)
         with display.stage("package"):
             manifest = package(folder, config, loaded, lowered, validated, noise, display.stages, needs)
             if not validated.ok:

@@ -1,7 +1,16 @@
-"""What a device does: open a .pte, run it, write with it. Knows torch and ExecuTorch, nothing of the pipeline."""
+"""What a device does: open a .pte, run it, read and write text with it. Knows torch and ExecuTorch, nothing else here.
 
-from runtime.generate import Generation, Network, OptionError, generate
-from runtime.program import CONTRACT_VERSION, Metadata, Program, ProgramError
+torch is imported by those who ask for what needs it: `--help` must answer at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runtime.generation import Generation, generate
+    from runtime.options import Network, OptionError
+    from runtime.program import CONTRACT_VERSION, Metadata, Program, ProgramError
 
 __all__ = [
     "CONTRACT_VERSION",
@@ -13,3 +22,11 @@ __all__ = [
     "ProgramError",
     "generate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'runtime' has no attribute {name!r}")
+    from runtime import generation, options, program
+
+    return next(getattr(module, name) for module in (generation, options, program) if hasattr(module, name))

@@ -4,43 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.figures import ExpectedFormat, Figure, fidelity, metadata, program_format, quality, repeatability
-from runtime.format import ProgramFormat, read_format
 from runtime.program import MODEL_FILE
-from runtime.reference import Reference, load_reference
-from runtime.replay import Replay, replay
 
 MANIFEST_FILE = "manifest.json"
 PROVENANCE_FILE = "provenance.json"
 REFERENCE_FILE = "reference.safetensors"
 SCHEMA_VERSION = 5
 MAX_JSON = 2**24  # bytes; Python makes up to 25 times as many of them
-# The bounds of a recipe that decide without a task.
-BOUNDS = ("fidelity_db", "fidelity_exact_db", "top1_agreement", "kl_divergence", "sqnr_db", "cosine", "max_abs_diff")
-
-# Bytes of the program times tokens of its second run: 970 tokens of Dream-7B in int4, two and a half minutes on a slow
-# processor, where all calls take twelve. A program of up to a fifth of that size repeats all of them.
-REPEATED = 2**42
 
 
 class ArtifactError(RuntimeError):
     """An artifact folder that is incomplete, was changed, or has a manifest of another version."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """figures: with their bounds. replay: the first of two runs."""
-
-    reference: Reference
-    figures: list[Figure]
-    replay: Replay
-    format: ProgramFormat
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:
@@ -152,70 +130,3 @@ def read_small(file: Path) -> bytes:
 def sha256(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def check_artifact(folder: Path) -> Measured:
-    """Everything that an artifact can show by itself. Raises `ArtifactError`, `ProgramError`, `ReferenceError`."""
-    manifest = read_manifest(folder)
-    reference_file = folder / REFERENCE_FILE
-    bounds, expected = expectations(folder, manifest)
-    return measure(folder / MODEL_FILE, reference_file, load_reference(reference_file), bounds, expected)
-
-
-def expectations(folder: Path, manifest: dict[str, Any]) -> tuple[dict[str, float], ExpectedFormat]:
-    """What the manifest demands of the program."""
-    try:
-        bounds = {name: finite(manifest["recipe"]["bounds"][name]) for name in BOUNDS}
-        expected = manifest["expected_format"]
-        shapes = {
-            key: tuple((int(rows), int(columns)) for rows, columns in expected[key])
-            for key in ("linear_shapes", "helper_shapes")
-        }
-        return bounds, ExpectedFormat(
-            weight_types=tuple(map(str, expected["weight_types"])),
-            outside_ops=tuple(map(str, expected["outside_ops"])),
-            linear_shapes=shapes["linear_shapes"],
-            helper_shapes=shapes["helper_shapes"],
-            weights={str(name): [str(d) for d in digests] for name, digests in expected["weights"].items()},
-            bytes_per_weight=finite(expected["bytes_per_weight"]),
-            planned_memory=finite(expected["planned_memory"]),
-            metadata=dict(expected["metadata"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ArtifactError(f"{folder / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}") from error
-
-
-def finite(value: Any) -> float:
-    """Raises `ValueError` for what is no number to compare with."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"a bound of {value!r}")
-    return float(value)
-
-
-def measure(
-    pte: Path, reference_file: Path, reference: Reference, bounds: dict[str, float], expected: ExpectedFormat
-) -> Measured:
-    """Run the program twice over the recorded calls, each time in a new process, and take it apart.
-
-    The second time over as many calls as `REPEATED` allows.
-    """
-    found = read_format(pte)
-    first = replay(pte, reference_file, planned_memory=expected.planned_memory)
-    repeated = REPEATED // max(1, pte.stat().st_size)
-    second = replay(pte, reference_file, solve=False, planned_memory=expected.planned_memory, tokens=repeated)
-    figures = [
-        *fidelity(reference, first, bounds),
-        *quality(reference, first, bounds),
-        *program_format(found, expected),
-        metadata(first, expected),
-        repeatability(first, second),
-    ]
-    return Measured(reference, figures, first, found)
-
-
-def figure_dict(figure: Figure) -> dict[str, Any]:
-    """As the manifest keeps it; JSON has no infinity and no NaN."""
-    entry = asdict(figure) | {"ok": figure.ok}
-    if not math.isfinite(figure.value):
-        entry["value"] = str(figure.value)
-    return entry

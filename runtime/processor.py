@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from pathlib import Path
+from typing import Any
 
 # XNNPACK adds the products of float16 in float16 where it can: AVX-512 FP16, and ARM's FEAT_FP16.
 NATIVE_FLOAT16 = {"avx512_fp16", "asimdhp"}
@@ -18,3 +21,8 @@ def features() -> frozenset[str]:
 
 def native_float16() -> bool:
     return not NATIVE_FLOAT16.isdisjoint(features())
+
+
+def machine() -> dict[str, Any]:
+    """What a measured time belongs to."""
+    return {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()}

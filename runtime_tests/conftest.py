@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from runtime import Program
-from runtime.artifact import Measured, check_artifact, read_manifest
+from runtime.artifact import read_manifest
+from validation.judge import Measured, check_artifact
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

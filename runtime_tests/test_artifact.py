@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from runtime import Program
-from runtime.artifact import REFERENCE_FILE, Measured
-from runtime.reference import load_reference
+from runtime.artifact import REFERENCE_FILE
+from validation.judge import Measured
+from validation.reference import load_reference
 
 
 def test_files_are_those_of_the_manifest(manifest: dict[str, Any]) -> None:

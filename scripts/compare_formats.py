@@ -20,11 +20,11 @@ from rich.progress import track
 
 from model import DreamEdge, DreamEdgeConfig
 from model.checkpoint import hf_name
-from pipeline.display import table
 from recipes.blocks import Attention, Backend, Dtype, EmbeddingQuant, LinearQuant
 from recipes.lowering import lower_program
 from recipes.quantization import quantize_model
 from recipes.static_program import StaticProgram, export_program, metadata
+from report.tables import table
 from runtime.program import Program
 from scripts.make_checkpoint import draw, read_shape, seed_of
 

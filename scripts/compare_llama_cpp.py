@@ -25,11 +25,12 @@ import torch
 from rich.console import Console
 
 from model import DreamEdgeConfig
-from pipeline.display import table
-from pipeline.output import machine, write_json
+from report.files import write_json
+from report.tables import table
 from runtime.artifact import load_manifest
-from runtime.bench import spread
+from runtime.processor import machine
 from runtime.program import Program
+from validation.speed import spread
 
 BLOCK_BYTES, BLOCK = 18, 32  # of Q4_0: a float16 scale and 16 bytes for 32 weights
 Step = Callable[[], None]

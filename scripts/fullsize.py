@@ -27,15 +27,17 @@ import psutil
 from rich.console import Console
 
 from model import DreamEdgeConfig
-from pipeline.config import ROOT, ExportConfig, load_recipe
+from pipeline.config import ROOT, load_recipe
 from pipeline.display import Display
 from pipeline.estimate import of_sizes
 from pipeline.export import export, lengths
 from pipeline.load import load
 from pipeline.lower import lower
-from pipeline.output import machine, write_json
 from pipeline.quantize import quantize
+from pipeline.schema import ExportConfig
+from report.files import write_json
 from runtime.artifact import SCHEMA_VERSION
+from runtime.processor import machine
 from scripts.make_checkpoint import read_shape, write_checkpoint
 
 MAX_SEQ_LEN = 2048

@@ -27,11 +27,11 @@ from unittest.mock import patch
 
 from rich.console import Console
 
+from evidence.integrity import as_it_stands, check_whole
 from pipeline import road
 from pipeline.display import Display, Report
-from pipeline.errors import BadArtifactError
 from pipeline.package import place
-from pipeline.verify import as_it_stands, check_whole
+from runtime.errors import BadArtifactError
 from tests.checkpoints import GOLDEN
 from tests.fuzz import config_of
 

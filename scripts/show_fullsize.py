@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from model import DreamEdgeConfig
-from pipeline.chart import Axis, Series, chart
-from pipeline.config import ExportConfig, load_recipe
+from pipeline.config import load_recipe
 from pipeline.estimate import of_sizes
 from pipeline.export import lengths
-from pipeline.report import Plot, picture
+from pipeline.schema import ExportConfig
+from report.chart import Axis, Series, chart
+from report.page import picture
+from report.plots import Plot
 
 GIB, MIB = 2**30, 2**20
 STAGES = ("load", "quantize", "export", "lower", "validate")

@@ -35,8 +35,8 @@ from torch import Tensor
 
 from model import DreamEdge, DreamEdgeConfig
 from model.checkpoint import hf_name
-from pipeline.tasks import load_checker
 from runtime import generate
+from validation.tasks import load_checker
 
 log = logging.getLogger("train_sudoku")
 

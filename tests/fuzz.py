@@ -28,20 +28,23 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from evidence.integrity import ENVELOPE_FILE
 from model import CheckpointError, ConfigError, load_hf_model
-from pipeline.cli import COMMANDS, exit_code, quiet
+from pipeline.cli import exit_code, quiet
+from pipeline.commands import COMMANDS
 from pipeline.config import CONF, register
-from pipeline.errors import PipelineError
-from pipeline.report import REPORT_FILE
-from pipeline.tokenizer import chat_template, decode, encode, load_tokenizer, render_chat, special_tokens
-from pipeline.verify import ENVELOPE_FILE
-from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE, ArtifactError, expectations, load_manifest, read_manifest
-from runtime.format import read_format
-from runtime.limited import LimitError, died_of, limited, restrict
+from report.page import REPORT_FILE
+from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE, ArtifactError, load_manifest, read_manifest
+from runtime.chat import chat_template, render_chat
+from runtime.errors import PipelineError
+from runtime.limits import LimitError, died_of, limited, restrict
 from runtime.program import Program, ProgramError, executorch_runtime
-from runtime.reference import ReferenceError, load_reference
+from runtime.tokenizer import decode, encode, load_tokenizer, special_tokens
 from tests.checkpoints import BUNDLED, GOLDEN
 from tests.resealing import reseal
+from validation.format import read_format
+from validation.judge import expectations
+from validation.reference import ReferenceError, load_reference
 
 SECONDS, MEMORY = 10, 2**31
 PATIENCE = 6  # times the seconds that a judge may take in all, where its CPU time decides
@@ -280,8 +283,8 @@ def _judged(target: Target, folder: Path) -> str:
 def targets(artifact: Path, folder: Path) -> dict[str, Target]:
     """artifact: a whole one, with a tokenizer or without. folder: for the checkpoints and tokenizers that are made."""
     # Each judge is a copy of this process: what is imported here is there.
-    import pipeline.inspect
-    import pipeline.revalidate  # noqa: F401
+    import pipeline.commands.inspect
+    import pipeline.commands.validate  # noqa: F401
 
     executorch_runtime()
     chatty, signed = folder / "tokenizer", folder / "signed"

@@ -10,11 +10,11 @@ import torch
 from tokenizers import Tokenizer
 
 from model import DreamEdge, load_hf_model
-from pipeline.tasks import load_checker, read_prompts
-from runtime.reference import Task
-from runtime.replay import solve
 from scripts import train_sudoku as training
 from tests.checkpoints import BUNDLED, ROOT
+from validation.reference import Task
+from validation.replay import solve
+from validation.tasks import load_checker, read_prompts
 
 PROMPTS = ROOT / "assets" / "tasks" / "sudoku.jsonl"
 sudoku = load_checker(PROMPTS.with_suffix(".py"))

@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,16 +15,17 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from pipeline import baseline
-from pipeline.baseline import Baseline, against_baseline, open_baseline
-from pipeline.ci import junit, markdown
-from pipeline.config import Margins, PinnedBounds, names_of_keys
-from pipeline.errors import BadArtifactError, UsageError
-from pipeline.revalidate import pinned
+from evidence import baseline
+from evidence.baseline import Baseline, against_baseline, open_baseline
+from pipeline.commands.validate import pinned
+from pipeline.config import names_of_keys
+from pipeline.schema import Margins, PinnedBounds
+from report.ci import junit, markdown
 from runtime.artifact import MANIFEST_FILE, load_manifest
-from runtime.figures import Figure
+from runtime.errors import BadArtifactError, UsageError
 from tests.checkpoints import ROOT, Build
 from tests.resealing import reseal
+from validation.figures import Figure
 
 Pipeline = Callable[..., tuple[int, str, str]]
 PAGE = (ROOT / "docs" / "ci.md").read_text()
@@ -158,7 +159,7 @@ THEN = {
     "top1_agreement": 0.99, "kl_divergence": 0.01, "sqnr_db": 26.0, "cosine": 0.95, "max_abs_diff": 2.0,
     "solved_percent": 99.0, "planned_memory": 1000.0,
 }  # fmt: skip
-MARGINS = Margins(0.005, 0.001, 0.5, 0.01, 0.5, 0.5, size=0.02, seconds=0.2)
+MARGINS = asdict(Margins(0.005, 0.001, 0.5, 0.01, 0.5, 0.5, size=0.02, seconds=0.2))
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline import errors
 from pipeline.__main__ import HELP
-from pipeline.cli import COMMANDS
+from pipeline.commands import COMMANDS
+from runtime import errors
 from tests.checkpoints import GOLDEN, ROOT, Build
 from tests.resealing import reseal
 
@@ -307,7 +307,7 @@ def test_damaged_artifacts(refused: Callable[..., str], artifact: Path, tmp_path
 
 def test_a_cut_down_reference_does_not_pass(refused: Callable[..., str], artifact: Path) -> None:
     """Fewer recorded calls would be easier to pass."""
-    from runtime.reference import load_reference, save_reference
+    from validation.reference import load_reference, save_reference
 
     file = artifact / "reference.safetensors"
     whole = load_reference(file)

@@ -217,7 +217,7 @@ def test_interrupted_it_prints_what_is_done(sudoku: Path, tmp_path: Path) -> Non
     begun = tmp_path / "begun"
     # Slower steps, so that there is a middle.
     slow = (
-        "import sys, time, runtime; g = sys.modules['runtime.generate']; after = g._Run._after_step; "
+        "import time; from runtime import generation as g; after = g._Run._after_step; "
         f"g._Run._after_step = lambda run, rows: (after(run, rows), open({str(begun)!r}, 'w'), time.sleep(0.3))[0]"
     )
     code = f"{slow}; import sys; from pipeline.__main__ import main; sys.exit(main({command[3:]!r}))"
@@ -301,7 +301,7 @@ def test_bench(pipeline: Pipeline, build: Build, tmp_path: Path) -> None:
 
 def test_tokenizer_files_of_a_real_checkpoint(pipeline: Pipeline, chatty: Path, chatty_artifact: Path) -> None:
     """vocab.json and merges.txt become the artifact's tokenizer.json; generation needs the artifact alone."""
-    from pipeline.tokenizer import decode, encode, load_tokenizer
+    from runtime.tokenizer import decode, encode, load_tokenizer
 
     assert not (chatty / "tokenizer.json").exists()
     assert (chatty_artifact / "tokenizer.json").is_file()

@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.__main__ import HELP
 from pipeline.cli import OUR_FLAGS
-from pipeline.config import SCHEMAS, _keys, names_of
+from pipeline.config import _keys, names_of
+from pipeline.schema import SCHEMAS
 from runtime.artifact import read_manifest
 from tests.checkpoints import ROOT, Build
 
@@ -86,7 +87,7 @@ def test_the_example_recipe_is_one() -> None:
 def test_the_example_task_is_one() -> None:
     from omegaconf import OmegaConf
 
-    from pipeline.config import TaskConfig
+    from validation.settings import TaskConfig
 
     (example,) = blocks((ROOT / "docs" / "tasks.md").read_text(), "yaml")
     task = OmegaConf.merge(OmegaConf.structured(TaskConfig), OmegaConf.create(example))
@@ -170,7 +171,7 @@ def test_python_runs_as_shown(
 
 
 def test_exit_codes_are_documented() -> None:
-    from pipeline import errors
+    from runtime import errors
 
     page = (ROOT / "docs" / "exit-codes.md").read_text()
     documented = {int(code) for code in re.findall(r"^\| (\d+) \|", page, flags=re.MULTILINE)}

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from model import load_hf_model
-from pipeline import eager
 from pipeline.config import load_recipe
-from pipeline.eager import run_by_layer
-from pipeline.record import contract_sequences, short_candidates
 from recipes.quantization import quantize_model
 from recipes.stored import open_stored, store
-from runtime.figures import kl_divergence, sqnr_db
-from runtime.logits import SKETCH, digest, summarize, top_columns
 from runtime.processor import native_float16
 from tests.checkpoints import GOLDEN
+from validation import eager
+from validation.eager import run_by_layer
+from validation.figures import kl_divergence, sqnr_db
+from validation.logits import SKETCH, digest, summarize, top_columns
+from validation.recording import contract_sequences, short_candidates
 
 S = 96
 PROMPTS = [torch.arange(5, 29) + i for i in range(8)]

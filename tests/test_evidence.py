@@ -23,16 +23,17 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from pipeline import bundle
-from pipeline.bundle import BUNDLE_FILE, deciding_calls, write_bundle
-from pipeline.provenance import SOURCES, source_digest
-from pipeline.verify import ENVELOPE_FILE
+from evidence import bundle
+from evidence.bundle import BUNDLE_FILE, deciding_calls, write_bundle
+from evidence.integrity import ENVELOPE_FILE
+from evidence.provenance import source_digest
+from pipeline.config import ROOMS, source_files
 from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE, REFERENCE_FILE, files_of, read_manifest, sha256
-from runtime.figures import sqnr_db
 from runtime.program import executorch_runtime
-from runtime.reference import load_reference
 from tests.checkpoints import GOLDEN, ROOT, Build
 from tests.resealing import reseal
+from validation.figures import sqnr_db
+from validation.reference import load_reference
 
 Pipeline = Callable[..., tuple[int, str, str]]
 
@@ -116,9 +117,9 @@ def test_provenance_is_a_slsa_statement(build: Build) -> None:
 def test_the_digest_of_the_code_is_what_sha256sum_says() -> None:
     """The line that docs/provenance.md gives."""
     line = (ROOT / "docs" / "provenance.md").read_text().partition("```bash\n")[2].partition("```")[0]
-    assert all(room in line for room in SOURCES)
+    assert all(room in line for room in ROOMS)
     done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[0] == source_digest()
+    assert done.stdout.split()[0] == source_digest(source_files())
 
 
 def edited_manifest(artifact: Path) -> str:

@@ -17,20 +17,21 @@ import torch
 from torch import Tensor
 
 from model import load_hf_model
-from pipeline import eager
 from pipeline.config import load_recipe
 from pipeline.load import load
-from pipeline.locate import CAUSES, Located, compare, locate
-from pipeline.noise import KINDS, quantization_noise
 from pipeline.quantize import quantize
 from recipes.blocks import Backend
 from recipes.stored import Weights, in_memory
 from runtime.artifact import MANIFEST_FILE, REFERENCE_FILE
 from runtime.program import MODEL_FILE
-from runtime.reference import Sequence, load_reference
-from runtime.trace import Trace, TraceError, trace
 from tests.checkpoints import BUNDLED, GOLDEN, ROOT, Build
 from tests.resealing import reseal
+from validation import eager, ties
+from validation.places import TraceError
+from validation.quantization_noise import KINDS, quantization_noise
+from validation.reference import Sequence, load_reference
+from validation.trace import Trace, trace
+from validation.wrong_layers import CAUSES, WrongLayers, compare_layers, find_wrong_layers
 
 Pipeline = Callable[..., tuple[int, str, str]]
 Change = Callable[[Tensor], Tensor]
@@ -44,8 +45,8 @@ class Made:
     weights: Weights
     sequences: tuple[Sequence, ...]
 
-    def locate(self, pte: Path, recipe: str) -> Located:
-        return locate(pte, self.weights, self.sequences, load_recipe(recipe).bounds)
+    def find_wrong_layers(self, pte: Path, recipe: str) -> WrongLayers:
+        return find_wrong_layers(pte, self.weights, self.sequences, load_recipe(recipe).bounds)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def raw(tensor: Tensor) -> bytes:
 )
 def test_a_right_program_raises_no_alarm(made: Callable[[str, str], Made], checkpoint: str, recipe: str) -> None:
     case = made(checkpoint, recipe)
-    located = case.locate(case.artifact / MODEL_FILE, recipe)
+    located = case.find_wrong_layers(case.artifact / MODEL_FILE, recipe)
     assert (located.layer, located.message) == (None, "")
     config = case.weights.model.config
     assert len(located.layers) == config.num_hidden_layers
@@ -116,7 +117,7 @@ def test_a_fault_in_one_layer_is_located(
     """A tenth more in one weight of the program: its layer is wrong, in what depends on it, and no other is."""
     case = made("dream_sudoku", "int4_xnnpack")
     pte = with_fault(case, f"layers.{layer}.{weight}", lambda right: right * 1.125, tmp_path / MODEL_FILE)
-    located = case.locate(pte, "int4_xnnpack")
+    located = case.find_wrong_layers(pte, "int4_xnnpack")
     assert located.layer == layer
     assert located.message.startswith(f"layer {layer} ")
     assert located.message.count("wrong") == 1
@@ -133,23 +134,23 @@ def test_a_fault_of_a_float_program_is_located(made: Callable[[str, str], Made],
         return right
 
     pte = with_fault(case, "layers.0.self_attn.k_proj.weight", one_weight, tmp_path / "k.pte")
-    assert case.locate(pte, "fp32_xnnpack").message.startswith("layer 0 is wrong: keys ")
+    assert case.find_wrong_layers(pte, "fp32_xnnpack").message.startswith("layer 0 is wrong: keys ")
     pte = with_fault(case, "embed_tokens.weight", lambda right: right * 1.001, tmp_path / "embedding.pte")
-    located = case.locate(pte, "fp32_xnnpack")
+    located = case.find_wrong_layers(pte, "fp32_xnnpack")
     assert located.layer is None
     assert located.message.startswith("the embedding is wrong: 60.0 dB")
     pte = with_fault(case, "norm.weight", lambda right: right * 1.01, tmp_path / "norm.pte")
-    message = case.locate(pte, "fp32_xnnpack").message
+    message = case.find_wrong_layers(pte, "fp32_xnnpack").message
     assert message.startswith("layer 1 (or the norm and output layer after it) is wrong: output 40.")
 
 
 def recorded(weights: Weights, sequences: tuple[Sequence, ...], order: list[int]) -> Trace:
     """What a program would give that runs these layers, and does right what they do."""
-    ties = eager.TieMargins(eager.n_tokens(sequences))
-    runs = list(eager.run_layers(weights, sequences, None, ties, order=order))
+    margins = ties.TieMargins(eager.n_tokens(sequences))
+    runs = list(eager.run_layers(weights, sequences, None, margins, order=order))
     x_1ND = [eager.embed(weights, sequences, None), *(run.x_1ND for run in runs)]
     logits: list[Tensor] = []
-    eager.run_head(weights, sequences, x_1ND[-1], lambda i, j, logits_KV: logits.append(logits_KV), None, ties)
+    eager.run_head(weights, sequences, x_1ND[-1], lambda i, j, logits_KV: logits.append(logits_KV), None, margins)
     k_1NGd, v_1NGd = (tuple(getattr(run, name) for run in runs) for name in ("k_1NGd", "v_1NGd"))
     return Trace(sequences, tuple(x_1ND[:-1]), k_1NGd, v_1NGd, tuple(logits))
 
@@ -176,7 +177,7 @@ def test_layers_that_are_not_where_they_belong_are_named(
     bounds = load_recipe("int4_xnnpack").bounds
     short = tuple(sequence for sequence in case.sequences if sequence.name.startswith("short"))[:2]
     traced = recorded(case.weights, short, order)
-    located = compare(traced, case.weights, bounds)
+    located = compare_layers(traced, case.weights, bounds)
     assert (located.layer, located.message, located.order) == (layer, message, tuple(order))
     assert all(found.wrong == () for found in located.layers)
 
@@ -196,11 +197,11 @@ def test_a_wrong_layer_among_moved_ones_is_still_found(made: Callable[[str, str]
         )
         return dataclasses.replace(traced, k_1NGd=k, v_1NGd=v)
 
-    located = compare(with_noise(0), case.weights, bounds)
+    located = compare_layers(with_noise(0), case.weights, bounds)
     assert (located.layer, located.order) == (2, (0, 1, 3))
     assert re.fullmatch(r"layer 2 is missing\. layer 0 is wrong: keys .*; values .*", located.message)
     # Beside the gap it cannot be told which of the two is missing.
-    located = compare(with_noise(1), case.weights, bounds)
+    located = compare_layers(with_noise(1), case.weights, bounds)
     assert (located.layers, located.order) == ((), ())
     assert located.message == "it runs 3 layers of 4, and not all of them are the model's"
 
@@ -212,20 +213,20 @@ def test_faults_of_all_layers_are_told_apart(made: Callable[[str, str], Made]) -
     short = tuple(sequence for sequence in case.sequences if sequence.name.startswith("short"))
     traced = trace(case.artifact / MODEL_FILE, short[:4])
     assert traced.sequences == short[:4]
-    assert compare(traced, case.weights, bounds).message == ""
+    assert compare_layers(traced, case.weights, bounds).message == ""
     swapped = dataclasses.replace(traced, k_1NGd=tuple(traced.k_1NGd[i] for i in (0, 2, 1, 3)))
-    located = compare(swapped, case.weights, bounds)
+    located = compare_layers(swapped, case.weights, bounds)
     assert located.layer == 1
     assert re.fullmatch(r"layer 1 is wrong: keys [^.]*\.\d dB[^.]*\. layer 2 is wrong: keys .*", located.message)
     turned = dataclasses.replace(traced, k_1NGd=tuple(k_1NGd.roll(1, 1) for k_1NGd in traced.k_1NGd))
-    message = compare(turned, case.weights, bounds).message
+    message = compare_layers(turned, case.weights, bounds).message
     assert message.startswith("every layer is wrong: keys ")
     assert message.endswith(" in the first; look at RoPE or k_proj")
     broken = dataclasses.replace(traced, v_1NGd=tuple(v_1NGd * torch.nan for v_1NGd in traced.v_1NGd))
-    assert compare(broken, case.weights, bounds).layer == 0
+    assert compare_layers(broken, case.weights, bounds).layer == 0
     other = dataclasses.replace(traced, logits=tuple(logits_KV[:, 1:] for logits_KV in traced.logits))
     with pytest.raises(TraceError, match="of the program are"):
-        compare(other, case.weights, bounds)
+        compare_layers(other, case.weights, bounds)
 
 
 @pytest.fixture(scope="module")

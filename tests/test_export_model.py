@@ -10,10 +10,10 @@ import torch
 
 from model import DreamEdgeConfig, load_hf_model
 from pipeline import export_model
-from pipeline.errors import RecipeError
 from runtime import Program
-from runtime.figures import sqnr_db
+from runtime.errors import RecipeError
 from tests.checkpoints import GOLDEN, Build
+from validation.figures import sqnr_db
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 317, 317]])
 

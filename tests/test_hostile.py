@@ -18,19 +18,22 @@ import pytest
 from rich.console import Console
 
 from model import CheckpointError, load_hf_model
-from pipeline import tokenizer as tokenizers_
-from pipeline.errors import BadArtifactError, InputError, UsageError, one_line
-from pipeline.opened import open_artifact
-from pipeline.summary import show_figures
+from pipeline.config import ROOMS
+from report.summary import show_figures
+from runtime import chat, tokenizer_files
+from runtime import tokenizer as tokenizers_
 from runtime.artifact import ArtifactError, load_manifest, read_manifest
-from runtime.figures import Figure
-from runtime.limited import LimitError, limited
+from runtime.errors import BadArtifactError, InputError, UsageError, one_line
+from runtime.limits import LimitError, limited
 from runtime.program import ProgramError
-from runtime.reference import ReferenceError, Sequence, load_reference
-from runtime.replay import replay
-from runtime.trace import TraceError, trace
+from runtime.text import open_text_artifact
 from tests.checkpoints import BUNDLED, GOLDEN, ROOT
 from tests.resealing import reseal
+from validation.figures import Figure
+from validation.places import TraceError
+from validation.reference import ReferenceError, Sequence, load_reference
+from validation.replay import replay
+from validation.trace import trace
 
 Pipeline = Callable[..., tuple[int, str, str]]
 TERABYTES = (2**42).to_bytes(8, "little")
@@ -68,7 +71,7 @@ def test_json_of_a_gigabyte(checkpoint: Path, artifact: Path, name: str) -> None
 
 
 def test_a_tokenizer_of_millions_of_lists(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text("[" + "[]," * tokenizers_.MAX_NESTED + "[]]")
+    (tmp_path / "tokenizer.json").write_text("[" + "[]," * tokenizer_files.MAX_NESTED + "[]]")
     with pytest.raises(InputError, match="lists and objects"):
         tokenizers_.load_tokenizer(tmp_path)
 
@@ -137,7 +140,7 @@ def test_what_may_not_be_read(artifact: Path, name: str) -> None:
         limited(30, 2**30, _as_nobody, read_manifest, artifact)
     if name != "provenance.json":
         with pytest.raises(BadArtifactError, match=f"{name}: cannot be read|not a manifest: PermissionError"):
-            limited(30, 2**30, _as_nobody, open_artifact, artifact)
+            limited(30, 2**30, _as_nobody, open_text_artifact, artifact)
     (artifact / name).chmod(0o755)
 
 
@@ -201,7 +204,7 @@ def test_nothing_here_runs_what_it_reads() -> None:
     """No pickle, no eval, no YAML but by OmegaConf's safe loader, no class by its name."""
     forbidden = {"eval", "exec", "instantiate", "load_module", "import_module", "pickle", "dill", "shelve", "marshal"}
     seen = set()
-    for room in ("model", "recipes", "pipeline", "runtime", "runtime_tests"):
+    for room in (*ROOMS, "runtime_tests"):
         for file in (ROOT / room).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
@@ -247,10 +250,10 @@ def test_a_pattern_that_backtracks_without_end(tmp_path: Path, capfd: pytest.Cap
     ids=["loops", "memory", "power", "recursion", "sandbox", "nested", "deep"],
 )
 def test_a_template_that_never_ends(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizers_, "TEMPLATE_SECONDS", 2)
+    monkeypatch.setattr(chat, "TEMPLATE_SECONDS", 2)
     started = time.monotonic()
     with pytest.raises((InputError, UsageError), match="template"):
-        tokenizers_.render_chat(template, [{"role": "user", "content": "x"}], {})
+        chat.render_chat(template, [{"role": "user", "content": "x"}], {})
     assert time.monotonic() - started < 10
 
 
@@ -334,10 +337,10 @@ def test_a_recording_is_limited(
     artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, said: str
 ) -> None:
     """The process that records a program, with less memory, or with a call that does not end."""
-    code = f"import sys, time; import runtime.limited as l; {change}; sys.argv = sys.argv[2:]"
+    code = f"import sys, time; import runtime.limits as l; {change}; sys.argv = sys.argv[2:]"
     process = tmp_path / "python"
     process.write_text(
-        f'#!/bin/sh\nexec {sys.executable} -c "{code}; import runtime.trace; runtime.trace.main()" "$@"\n'
+        f'#!/bin/sh\nexec {sys.executable} -c "{code}; import validation.trace; validation.trace.main()" "$@"\n'
     )
     process.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(process))
@@ -348,7 +351,7 @@ def test_a_recording_is_limited(
 
 def test_a_record_has_a_limit(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a program says of its tensors is memory that would be taken."""
-    monkeypatch.setattr("runtime.trace.MOST", 2**20)
+    monkeypatch.setattr("validation.trace.MOST", 2**20)
     with pytest.raises(TraceError, match=r"the record of short-00 would take \d+ MiB"):
         trace(artifact / "model.pte", short_ones(artifact))
 

@@ -25,8 +25,8 @@ from recipes.lowering import lower_program
 from recipes.quantization import quantize_model
 from recipes.static_program import StaticProgram, export_program, metadata
 from runtime import Program
-from runtime.format import read_format
 from runtime.program import executorch_folder
+from validation.format import read_format
 
 N_LAYERS = 2
 Lower = Callable[[str], Path]

@@ -12,19 +12,21 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import detail
-from pipeline.compare import compare_page, compared_artifacts
-from pipeline.explain import Explained, explain_page
-from pipeline.locate import Fidelity, Located
-from pipeline.noise import LayerNoise, ModelNoise
-from pipeline.report import MEANINGS, bound_text, costliest, figure_text, noise_plots, render_report
-from runtime.artifact import Measured, load_manifest, read_manifest
-from runtime.format import ProgramFormat
-from runtime.logits import summarize
-from runtime.reference import Call, Expected, Reference, Sequence
-from runtime.replay import Replay
+from pipeline.commands.explain import Explained, explain_page
+from report import data
+from report.comparison import compare_page, compared_artifacts
+from report.page import MEANINGS, bound_text, figure_text, render_report
+from report.plots import costliest, noise_plots
+from runtime.artifact import load_manifest, read_manifest
 from tests.browser import CONTRASTS, Browser, chromium
 from tests.checkpoints import ROOT, Build
+from validation.format import ProgramFormat
+from validation.judge import Measured
+from validation.logits import summarize
+from validation.quantization_noise import LayerNoise, ModelNoise
+from validation.reference import Call, Expected, Reference, Sequence
+from validation.replay import Replay
+from validation.wrong_layers import Fidelity, WrongLayers
 
 PHONE, DESKTOP = 390, 1280
 LONG_NAME = "<script>alert(1)</script>" + "a_long_name_" * 8
@@ -54,7 +56,7 @@ def explained(artifact: Path) -> Explained:
     layers = tuple(LayerNoise(**layer) for layer in noise["layers"])
     right, wrong = (Fidelity(131.2, 18.1, 30.0, True, parts) for parts in ((), ("values 18.1 dB", "output 30.0 dB")))
     message = "layer 1 is wrong: values 18.1 dB, must be at least 110; look at v_proj"
-    located = Located(1, message, 200.0, (right, wrong, right, right), (0, 1, 2, 3))
+    located = WrongLayers(1, message, 200.0, (right, wrong, right, right), (0, 1, 2, 3))
     return Explained(LONG_NAME, "int4_xnnpack", ModelNoise(**noise | {"layers": layers}), located)
 
 
@@ -247,14 +249,14 @@ def test_logits_that_are_no_numbers_are_shown_as_such(build: Build) -> None:
     )
     measured = Measured(reference, [], replay, ProgramFormat({}, (), {}, (), (), {}))
     manifest, report = failed(build("dream_sudoku", "int4_xnnpack"))
-    seen: dict[str, Any] = {"calls": detail.calls(measured), "differences": detail.differences(measured)}
-    seen |= {"agreement": detail.agreement(measured)}
+    seen: dict[str, Any] = {"calls": data._calls(measured), "differences": data._differences(measured)}
+    seen |= {"agreement": data._agreement(measured)}
     assert seen["calls"][0]["fidelity_db"] is None
     assert seen["differences"]["not_finite"] == 1
     assert [group["kl"] for group in seen["agreement"]["masks"]] == [None]
     json.dumps(seen, allow_nan=False)
     assert "1 are not finite" in render_report(manifest, report | seen)
     replay = replace(replay, logits={"whole-000": [summarize(torch.full((3, 8), torch.nan))]})
-    nothing = detail.differences(replace(measured, replay=replay))
+    nothing = data._differences(replace(measured, replay=replay))
     assert nothing["median"] is None
     assert "no logit is a number" in render_report(manifest, report | {"differences": nothing}).lower()

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import estimate, road
 from pipeline.config import load_recipe
-from pipeline.errors import InputError
+from runtime.errors import InputError
 from scripts.make_checkpoint import read_shape
 from tests.checkpoints import GOLDEN, ROOT
 

@@ -15,19 +15,20 @@ from torchao.quantization import quantize_
 
 from model import DreamEdge, DreamEdgeConfig, load_hf_model
 from model.pages import release
-from pipeline.config import ExportConfig, load_recipe
-from pipeline.errors import OutputError
+from pipeline.config import load_recipe
 from pipeline.export import export
 from pipeline.load import load
 from pipeline.lower import lower
 from pipeline.quantize import Quantized, cache_folder, quantize
+from pipeline.schema import ExportConfig
 from recipes import quantization
 from recipes.packing import pack_int4, unpack_int4
 from recipes.quantization import quantize_model
 from recipes.stored import Weights, in_memory, open_stored, store
-from runtime.format import read_format
+from runtime.errors import OutputError
 from runtime.memory import memory
 from tests.checkpoints import GOLDEN, GOLDEN_NAMES, RECIPES
+from validation.format import read_format
 
 PART = "layers.1.safetensors"
 

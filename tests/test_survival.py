@@ -13,8 +13,8 @@ import pytest
 
 from pipeline import package
 from pipeline.__main__ import main
-from pipeline.errors import OutputError
 from runtime.artifact import read_manifest
+from runtime.errors import OutputError
 from tests.checkpoints import GOLDEN, ROOT, Build
 
 STAGES = ("load", "quantize", "export", "lower", "validate", "package")

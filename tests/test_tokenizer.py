@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from pipeline import tokenizer as module
-from pipeline.errors import InputError, UsageError
-from pipeline.tokenizer import chat_template, decode, encode, load_tokenizer, render_chat, special_tokens
+from runtime import tokenizer as module
+from runtime.chat import chat_template, render_chat
+from runtime.errors import InputError, UsageError
+from runtime.tokenizer import decode, encode, load_tokenizer, special_tokens
+from runtime.tokenizer_files import MAX_BYTES
 from tests.checkpoints import ROOT
 
 TRAINED_ON = [
@@ -452,8 +454,8 @@ def test_a_panic_of_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"])
 def test_files_that_are_too_large(tmp_path: Path, name: str) -> None:
     with (write(tmp_path) / name).open("wb") as file:
-        file.truncate(module.MAX_BYTES + 1)
-    refused(tmp_path, f"{name}: {module.MAX_BYTES + 1} bytes, more than {module.MAX_BYTES}")
+        file.truncate(MAX_BYTES + 1)
+    refused(tmp_path, f"{name}: {MAX_BYTES + 1} bytes, more than {MAX_BYTES}")
 
 
 # ---- Texts that are refused ----
@@ -542,7 +544,7 @@ def test_what_the_library_itself_refuses() -> None:
 def test_the_library_is_loaded_when_it_is_used() -> None:
     import subprocess
 
-    code = "import sys, pipeline.tokenizer; assert not {'tokenizers', 'jinja2'} & set(sys.modules)"
+    code = "import sys, runtime.tokenizer; assert not {'tokenizers', 'jinja2'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 

@@ -11,21 +11,21 @@ from torch import Tensor
 
 from model import DreamEdge, load_hf_model
 from pipeline.config import load_recipe
-from pipeline.eager import TieMargins
-from pipeline.lower import Lowered
-from pipeline.record import record
-from pipeline.tasks import load_checker, read_prompts, wilson_interval
-from pipeline.validate import bounds_of, expected_format
 from recipes.blocks import Backend
 from recipes.stored import in_memory
-from runtime.artifact import REFERENCE_FILE, expectations, read_manifest
-from runtime.figures import TIE_MARGIN, Figure, fidelity, metadata, program_format, quality, repeatability, sqnr_db
-from runtime.format import read_format
-from runtime.logits import digest, summarize
-from runtime.reference import Call, Reference, Sequence, load_reference, save_reference
-from runtime.replay import Replay, replay
+from runtime.artifact import REFERENCE_FILE, read_manifest
 from tests.checkpoints import GOLDEN, ROOT, Build
 from tests.faults.judge import quantized
+from validation.expected_format import expected_format
+from validation.figures import TIE_MARGIN, Figure, fidelity, metadata, program_format, quality, repeatability, sqnr_db
+from validation.format import read_format
+from validation.judge import bounds_of, expectations
+from validation.logits import digest, summarize
+from validation.recording import record
+from validation.reference import Call, Reference, Sequence, load_reference, save_reference
+from validation.replay import Replay, replay
+from validation.tasks import load_checker, read_prompts, wilson_interval
+from validation.ties import TieMargins
 
 Case = tuple[Path, Reference, Replay]
 
@@ -191,7 +191,7 @@ def test_a_program_of_another_recipe_is_found_out(build: Build, built: str, prom
     artifact = build("gqa2", built)
     model = quantized_model("gqa2", promised)
     recipe = load_recipe(promised)
-    expected = expected_format(in_memory(model, recipe.backend), recipe, Lowered(artifact, 256, 256, {}))
+    expected = expected_format(in_memory(model, recipe.backend), recipe, 256, 256, {})
     assert failing(program_format(read_format(artifact / "model.pte"), expected)) == figures
 
 
@@ -203,7 +203,7 @@ def test_one_weight_of_any_kind_is_missed(build: Build, recipe: str) -> None:
     model, blocks = quantized_model("gqa2", recipe), load_recipe(recipe)
 
     def changed() -> Figure:
-        expected = expected_format(in_memory(model, Backend.xnnpack), blocks, Lowered(artifact, 256, 256, {}))
+        expected = expected_format(in_memory(model, Backend.xnnpack), blocks, 256, 256, {})
         (figure,) = (f for f in program_format(found, expected) if f.name == "changed_weights")
         return figure
 
@@ -272,7 +272,7 @@ def test_the_sudoku_checker(answer: str, solves: bool) -> None:
 
 
 def test_broken_prompts_name_their_line(tmp_path: Path) -> None:
-    from pipeline.errors import UsageError
+    from runtime.errors import UsageError
 
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "1"}\n{"prompt": \n')
@@ -281,7 +281,7 @@ def test_broken_prompts_name_their_line(tmp_path: Path) -> None:
 
 
 def test_a_checker_is_a_file_with_a_check(tmp_path: Path) -> None:
-    from pipeline.errors import UsageError
+    from runtime.errors import UsageError
 
     file = tmp_path / "checker.py"
     for content, said in [

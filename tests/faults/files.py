@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from runtime.artifact import MANIFEST_FILE, REFERENCE_FILE
-from runtime.format import _decoded
 from runtime.program import MODEL_FILE
+from validation.format import _decoded
 
 Damage = Callable[[Path], None]
 

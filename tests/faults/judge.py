@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from model import DreamEdge, load_hf_model
-from pipeline.revalidate import config_of, same_export
-from pipeline.validate import with_layer
+from pipeline.commands.validate import config_of, same_export
 from recipes.blocks import Recipe
 from recipes.lowering import lower_program
 from recipes.quantization import quantize_model
 from recipes.static_program import StaticProgram, export_program, metadata
 from recipes.stored import Weights, in_memory
-from runtime.artifact import REFERENCE_FILE, ArtifactError, expectations, measure, read_manifest
+from runtime.artifact import REFERENCE_FILE, ArtifactError, read_manifest
 from runtime.program import MODEL_FILE, ProgramError
-from runtime.reference import Reference, ReferenceError, load_reference
+from validation.judge import expectations, measure
+from validation.reference import Reference, ReferenceError, load_reference
+from validation.wrong_layers import name_wrong_layer
 
 # What stands in place of a figure where there is none.
 FOLDER, RUNTIME = "artifact", "runtime"
@@ -99,7 +100,7 @@ def judge_program(right: Right, pte: Path) -> Verdict:
         measured = measure(pte, right.artifact / REFERENCE_FILE, right.reference, bounds, expected)
     except ProgramError as error:
         return Verdict((RUNTIME,), str(error))
-    figures = with_layer(measured.figures, pte, right.weights, right.reference, right.recipe.bounds)
+    figures = name_wrong_layer(measured.figures, pte, right.weights, right.reference, right.recipe.bounds)
     figures.append(same_export(right.artifact / MODEL_FILE, pte))
     wrong = [figure for figure in figures if not figure.ok]
     return Verdict(tuple(figure.name for figure in wrong), "; ".join(map(str, wrong)))

@@ -1,0 +1,74 @@
+"""`verify`: whether an artifact is as it was packaged, to the byte, and who says so."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from evidence.dsse import open_envelope
+from runtime.artifact import (
+    MANIFEST_FILE,
+    PROVENANCE_FILE,
+    ArtifactError,
+    check_files,
+    files_of,
+    load_manifest,
+    read_provenance,
+    read_small,
+)
+from runtime.errors import BadArtifactError
+
+ENVELOPE_FILE = "provenance.dsse.json"
+
+
+def as_it_stands(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """(the manifest, `provenance.json`), each read once, nothing of them checked. Raises `BadArtifactError`."""
+    try:
+        return load_manifest(folder), read_provenance(folder)
+    except ArtifactError as error:
+        raise BadArtifactError(str(error)) from error
+
+
+def check_signatures(folder: Path, provenance: bytes) -> list[tuple[str, bytes]]:
+    """The signatures, each with the key id that it names, not checked against any key; none without an envelope.
+
+    Raises `BadArtifactError` for an envelope that holds another statement than `provenance.json`.
+    """
+    file = folder / ENVELOPE_FILE
+    if not file.exists():
+        return []
+    try:
+        payload, signatures = open_envelope(file, read_small(file))
+    except ArtifactError as error:
+        raise BadArtifactError(str(error)) from error
+    except OSError as error:
+        raise BadArtifactError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
+    if payload != provenance:
+        raise BadArtifactError(f"{folder / PROVENANCE_FILE}: is not what {ENVELOPE_FILE} signs: the file was changed")
+    return signatures
+
+
+def signed_by(signatures: list[tuple[str, bytes]]) -> str:
+    if not signatures:
+        return "not signed"
+    # An envelope is anybody's: what it calls its key is shown where it is a key's id, or looks like one.
+    named = [name if name.isalnum() and name.isascii() else "of another kind of name" for name, _ in signatures]
+    return f"signed with key {', '.join(named)} (not checked: key=FILE does)"
+
+
+def check_whole(folder: Path, manifest: dict[str, Any], provenance: bytes) -> None:
+    """That every file is as the provenance says, and there is no other. Raises `BadArtifactError`."""
+    try:
+        check_files(folder, manifest, provenance)
+        known = {*files_of(manifest), MANIFEST_FILE, PROVENANCE_FILE, ENVELOPE_FILE}
+        with os.scandir(folder) as entries:  # of a million files the first is enough
+            for entry in entries:
+                if entry.name not in known:
+                    raise BadArtifactError(f"{folder / entry.name}: no file of this artifact: it was added")
+                if not entry.is_file(follow_symlinks=False):
+                    raise BadArtifactError(f"{folder / entry.name}: a link or a folder, not a file")
+    except ArtifactError as error:
+        raise BadArtifactError(str(error)) from error
+    except OSError as error:
+        raise BadArtifactError(f"{folder}: cannot be read: {error.strerror or error}") from error

@@ -1,0 +1,129 @@
+"""One file a command. Heavy imports wait until it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.config import load_recipe, names_of
+from pipeline.console import err, out
+from runtime.errors import OutputError, PipelineError
+
+
+def _run(config: Any) -> None:
+    from pipeline.display import Display
+    from pipeline.road import run
+    from report.summary import show_run
+
+    console = out()
+    display = Display(console)
+    with display.live():
+        packaged, validated = run(config, display)
+    show_run(console, packaged.folder, packaged.manifest, validated, [asdict(stage) for stage in display.stages])
+
+
+def _validate(config: Any) -> None:
+    from pipeline.commands.validate import revalidate
+    from pipeline.display import Display
+    from report.ci import check_reports, write_reports
+    from report.summary import show_figures
+
+    check_reports(config)
+    console = out()
+    display = Display(console)
+    try:
+        with display.live():
+            figures = revalidate(config, display)
+    except PipelineError as error:
+        write_reports(config, [], error)
+        raise
+    write_reports(config, figures, None)
+    show_figures(console, figures)
+
+
+def _inspect(config: Any) -> None:
+    from pipeline.commands.inspect import inspect
+
+    inspect(config, out())
+
+
+def _sign(config: Any) -> None:
+    from pipeline.commands.sign import sign
+
+    sign(config, out())
+
+
+def _verify(config: Any) -> None:
+    from pipeline.commands.verify import verify
+
+    verify(config, out())
+
+
+def _generate(config: Any) -> None:
+    from pipeline.commands.generate import answer_lines, answer_prompt
+
+    if sys.stdout is None:
+        raise OutputError("the answer cannot be written: stdout is closed")
+    (answer_prompt if config.prompts is None else answer_lines)(config, err)
+
+
+def _evaluate(config: Any) -> None:
+    from pipeline.commands.evaluate import evaluate
+
+    evaluate(config, out(), err)
+
+
+def _bench(config: Any) -> None:
+    from pipeline.commands.bench import bench
+
+    bench(config, out(), err)
+
+
+def _compare(config: Any) -> None:
+    from pipeline.commands.compare import compare
+
+    compare(config, out())
+
+
+def _explain(config: Any) -> None:
+    from pipeline.commands.explain import explain_artifact, show
+    from pipeline.display import Display
+
+    console = out()
+    display = Display(console)
+    with display.live():
+        explained = explain_artifact(config, display)
+    show(console, explained)
+
+
+def _clean(config: Any) -> None:
+    from pipeline.commands.clean import clean
+
+    clean(config, out())
+
+
+def list_recipes() -> int:
+    from report.tables import table
+
+    listing = table(None, "recipe", "what it makes")
+    for name in names_of("recipe"):
+        listing.add_row(name, load_recipe(name).description)
+    out().print(listing)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Any], None]] = {
+    "run": _run,
+    "validate": _validate,
+    "inspect": _inspect,
+    "sign": _sign,
+    "verify": _verify,
+    "generate": _generate,
+    "evaluate": _evaluate,
+    "bench": _bench,
+    "compare": _compare,
+    "explain": _explain,
+    "clean": _clean,
+}

@@ -1,0 +1,28 @@
+"""`clean`: remove the quantized weights that runs have kept."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeline.quantize import is_kept
+from pipeline.schema import CleanConfig
+from report.tables import mib
+from runtime.errors import OutputError
+
+
+def clean(config: CleanConfig, console: Console) -> None:
+    """Only what `quantize` made is removed. Raises `OutputError`."""
+    cache = Path(config.cache)
+    try:
+        folders = [folder for folder in cache.glob("*") if is_kept(folder)] if cache.is_dir() else []
+        freed = sum(file.stat().st_size for folder in folders for file in folder.iterdir())
+        for folder in folders:
+            shutil.rmtree(folder)
+        if folders and not any(cache.iterdir()):
+            cache.rmdir()
+    except OSError as error:
+        raise OutputError(f"cache {cache} cannot be removed: {error.strerror or error}") from error
+    console.print(f"removed {len(folders)} quantized model(s) from {cache}, {mib(freed)}", highlight=False)

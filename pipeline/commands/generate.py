@@ -1,0 +1,185 @@
+"""`generate`: text in, text out, by an artifact alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+from torch import Tensor
+
+from pipeline.schema import GenerateConfig, decoding_options
+from report.tables import mib
+from runtime.chat import chat_template, render_chat
+from runtime.errors import OutputError, UsageError
+from runtime.generation import Generation
+from runtime.memory import peak_rss
+from runtime.text import TextArtifact, open_text_artifact, write
+from runtime.tokenizer import decode, encode, special_tokens
+
+MASK = "░"
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    generation: Generation
+
+
+def answer_prompt(config: GenerateConfig, err: Console) -> None:
+    """One prompt: the answer on stdout, a live view and what it took on stderr. Raises `PipelineError`."""
+    artifact = open_text_artifact(Path(config.artifact), config.packed_cache)
+    prompt = config.prompt if config.prompt is not None else _stdin().read()
+    view = View(artifact, err)
+    try:
+        with view.live():
+            answer = _answer(artifact, config, prompt, config.chat, view)
+    except KeyboardInterrupt:
+        _say(sys.stdout, view.plain() + "\n")
+        raise
+    _say(sys.stdout, answer.text + "\n")
+    err.print(_took(answer.generation), style="dim")
+
+
+def answer_lines(config: GenerateConfig, err: Console) -> None:
+    """JSON lines in, JSON lines out. A line that cannot be answered is told, the others are answered.
+
+    Raises `UsageError` at the end if there was one.
+    """
+    if config.prompt is not None:
+        raise UsageError("prompt and prompts: give one of them")
+    artifact = open_text_artifact(Path(config.artifact), config.packed_cache)
+    name = "stdin" if config.prompts == "-" else str(config.prompts)
+    n = n_failed = 0
+    for number, line in _lines(str(config.prompts)):
+        n += 1
+        try:
+            prompt, chat = _parsed(line, config.chat)
+            answer = _answer(artifact, config, prompt, chat, None)
+            took = asdict(answer.generation)
+            kept = {name: took[name] for name in ("forward_calls", "positions", "seconds")}
+            result = {"line": number, "answer": answer.text, "new_tokens": len(answer.generation.answers[0])} | kept
+        except UsageError as error:
+            n_failed += 1
+            err.print(f"error: {name}, line {number}: {error}", markup=False)
+            result = {"line": number, "error": str(error)}
+        _say(sys.stdout, json.dumps(result, ensure_ascii=False) + "\n")
+    if n_failed or not n:
+        raise UsageError(f"{name}: {n_failed} of {n} lines were not answered" if n else f"{name}: holds no line")
+
+
+def _answer(artifact: TextArtifact, config: GenerateConfig, prompt: Any, chat: bool, view: View | None) -> Answer:
+    """prompt: text, or a list of messages. Raises `UsageError`, `BadArtifactError`."""
+    if chat or not isinstance(prompt, str):
+        template = chat_template(artifact.folder)
+        if template is None:
+            raise UsageError(f"{artifact.folder} has no chat template: its checkpoint had none")
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        prompt = render_chat(template, messages, special_tokens(artifact.folder))
+    ids = encode(artifact.tokenizer, prompt)
+    n_new = artifact.new_tokens if config.max_new_tokens is None else config.max_new_tokens
+    # A prompt with masks in it is shown as it was filled, the answer after it.
+    shown = 0 if artifact.program.mask_id in ids else len(ids)
+    if view is not None:
+        view.start = shown
+    on_step = None if view is None else view.update
+    generation = write(artifact, ids, n_new, decoding_options(config, config.cache), on_step)
+    written = generation.tokens[0, shown : len(ids)].tolist() + generation.answers[0].tolist()
+    return Answer(decode(artifact.tokenizer, written), generation)
+
+
+class View:
+    """The answer as it is filled in: masks as blocks, what the last step wrote in green."""
+
+    def __init__(self, artifact: TextArtifact, console: Console) -> None:
+        self.start = 0  # of what is shown
+        self._artifact, self._console = artifact, console
+        self._tokens: list[int] = []
+        self._live: Live | None = None
+
+    def live(self) -> Live:
+        self._live = Live(console=self._console, transient=True, auto_refresh=False)
+        return self._live
+
+    def update(self, step: int, tokens: Tensor) -> None:
+        before, self._tokens = self._tokens, tokens[0, self.start :].tolist()
+        if self._console.is_terminal and self._live is not None:
+            self._live.update(self._text(step, before), refresh=True)
+
+    def plain(self) -> str:
+        """What is written so far."""
+        return self._text(0, self._tokens, with_step=False).plain
+
+    def _text(self, step: int, before: list[int], with_step: bool = True) -> Text:
+        mask_id, text = self._artifact.program.mask_id, Text()
+        left = self._tokens.count(mask_id)
+        if with_step:
+            text.append(f"step {step + 1}, {left} masks left\n", style="dim")
+        before = before or [mask_id] * len(self._tokens)
+        for is_mask, is_new, ids in _runs(self._tokens, before, mask_id):
+            style = "dim" if is_mask else "bold green" if is_new else ""
+            text.append(MASK * len(ids) if is_mask else decode(self._artifact.tokenizer, ids), style=style)
+        return text
+
+
+def _runs(tokens: list[int], before: list[int], mask_id: int) -> Iterator[tuple[bool, bool, list[int]]]:
+    """Neighbours that look alike, together: a character may be made of several tokens."""
+    from itertools import groupby
+
+    pairs = zip(tokens, before, strict=True)
+    for (is_mask, is_new), run in groupby(pairs, key=lambda pair: (pair[0] == mask_id, pair[0] != pair[1])):
+        yield is_mask, is_new, [token for token, _ in run]
+
+
+def _lines(name: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines that are not blank. Raises `UsageError`."""
+    try:
+        with _stdin() if name == "-" else Path(name).open(encoding="utf-8-sig", errors="surrogateescape") as artifact:
+            for number, line in enumerate(artifact, start=1):
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise UsageError(f"prompts: {name} cannot be read: {error.strerror or error}") from error
+
+
+def _parsed(line: str, chat: bool) -> tuple[Any, bool]:
+    """The prompt's text, or its messages; and whether it goes into the chat template."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"not JSON: {error}") from error
+    if isinstance(entry, dict) and isinstance(entry.get("messages"), list) and "prompt" not in entry:
+        return entry["messages"], True
+    if isinstance(entry, dict) and isinstance(entry.get("prompt"), str) and "messages" not in entry:
+        return entry["prompt"], chat
+    raise UsageError('expected a JSON object with a "prompt" (text) or with "messages" (a list)')
+
+
+def _took(generation: Generation) -> str:
+    n = len(generation.answers[0])
+    return (
+        f"{n} tokens in {generation.seconds:.2f} s: {generation.tokens_per_second:.1f} tokens/s, "
+        f"{generation.forward_calls} forward calls over {generation.positions} positions, peak memory {mib(peak_rss())}"
+    )
+
+
+def _say(stream: TextIO, text: str) -> None:
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"the answer cannot be written: {error.strerror or error}") from error
+
+
+def _stdin() -> TextIO:
+    if sys.stdin is None:
+        raise UsageError("no prompt is given, and stdin is closed")
+    return sys.stdin

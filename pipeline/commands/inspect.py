@@ -1,0 +1,138 @@
+"""`inspect`: what is in an artifact, on one screen or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from evidence.integrity import as_it_stands, check_signatures, check_whole, signed_by
+from pipeline.schema import InspectConfig
+from report.page import REPORT_FILE
+from report.tables import mib, table
+from runtime.artifact import MANIFEST_FILE, ArtifactError, files_of, read_small
+from runtime.errors import BadArtifactError
+
+SIDE_BY_SIDE = 116  # characters of a terminal that holds two tables beside each other
+
+
+def inspect(config: InspectConfig, console: Console) -> None:
+    """Nothing is run. Raises `BadArtifactError` for an artifact that is not as it was packaged."""
+    folder = Path(config.artifact)
+    try:
+        found = contents(folder)
+        if config.json:
+            sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        else:
+            _show(console, found)
+    except OSError as error:
+        raise BadArtifactError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
+    except ArtifactError as error:
+        raise BadArtifactError(str(error)) from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise BadArtifactError(f"{folder / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}") from error
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """All that an artifact says of itself. signatures: ids of keys, none checked."""
+    manifest, provenance = as_it_stands(folder)
+    check_whole(folder, manifest, provenance)
+    signatures = check_signatures(folder, provenance)
+    return {
+        "artifact": str(folder),
+        "valid": all(figure["ok"] for figure in manifest["figures"]),
+        "signatures": [key for key, _ in signatures],
+        "signed": signed_by(signatures),
+        "files": files_of(manifest),
+        "manifest": manifest,
+        "report": json.loads(read_small(folder / REPORT_FILE)),
+        "provenance": json.loads(provenance),
+    }
+
+
+def _show(console: Console, found: dict[str, Any]) -> None:
+    left = Group(_facts(found["manifest"]), _files(found))
+    right = Group(_figures(found["manifest"]), _stages(found["report"]))
+    # Not before all of it could be made: nothing is called valid, and then refused.
+    verdict = "[bold green]valid[/]" if found["valid"] else "[bold red]OUT OF BOUNDS[/]"
+    console.print(f"{verdict}, every file as it was packaged, ", Text(found["signed"]), sep="", soft_wrap=True)
+    if console.width < SIDE_BY_SIDE:
+        console.print(left, right)
+        return
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(left, right)
+    console.print(grid)
+
+
+def _facts(manifest: dict[str, Any]) -> Table:
+    recipe, sizes, delegation = manifest["recipe"], manifest["sizes"], manifest["delegation"]
+    model, export, versions = manifest["model"], manifest["export"], manifest["versions"]
+    inside, outside = sum(delegation["inside"].values()), sum(delegation["outside"].values())
+    rows = {
+        "made": manifest["run"]["created"],
+        "checkpoint": f"{manifest['checkpoint']['name']}, {mib(sizes['checkpoint'])}",
+        "network": f"{model['num_hidden_layers']} layers, {model['hidden_size']} wide, {model['vocab_size']} tokens",
+        "recipe": recipe["name"],
+        "bits": _bits(recipe),
+        "program": f"{mib(sizes['program'])}, {sizes['program'] / sizes['ideal_program']:.3f} of the ideal",
+        "lengths": f"{export['max_seq_len']} tokens, {export['max_rows']} rows of logits a call",
+        "memory plan": mib(sum(manifest["memory_plan"])),
+        "delegation": f"{delegation['delegates']} delegates, {inside} operators inside, {outside} outside",
+        "contract": f"version {manifest['contract_version']}",
+        "made with": f"executorch {versions['executorch']}, torch {versions['torch']}",
+        "": f"torchao {versions['torchao']}, Python {versions['python']}",
+    }
+    return _listing("what it is", rows)
+
+
+def _bits(recipe: dict[str, Any]) -> str:
+    def one(quant: dict[str, Any] | None) -> str:
+        return f"int{quant['weight_bits']}" if quant is not None else str(recipe["dtype"])
+
+    return f"{one(recipe['linear'])} linear, {one(recipe['embedding'])} embedding, {recipe['dtype']} between"
+
+
+def _figures(manifest: dict[str, Any]) -> Table:
+    listing = table("validation", "figure", "value", "bound", "")
+    for figure in manifest["figures"]:
+        relation, value = "≥" if figure["at_least"] else "≤", float(figure["value"])
+        verdict = "[green]ok[/]" if figure["ok"] else "[bold red]FAILED[/]"
+        listing.add_row(_text(figure["name"]), f"{value:.5g}", f"{relation} {float(figure['bound']):.5g}", verdict)
+    if manifest["solved"] is not None:
+        solved = manifest["solved"]
+        listing.add_row(
+            _text(f"{solved['task']}, n={solved['n']}"),
+            f"{solved['program']:.1%}",
+            "float32",
+            f"{solved['float32']:.1%}",
+        )
+    return listing
+
+
+def _files(found: dict[str, Any]) -> Table:
+    return _listing("files", {name: f"{entry['bytes']:,} bytes" for name, entry in sorted(found["files"].items())})
+
+
+def _stages(report: dict[str, Any]) -> Table:
+    listing = table("the run that made it", "stage", "seconds", "peak memory")
+    for stage in report["stages"]:
+        listing.add_row(_text(stage["name"]), f"{stage['seconds']:.1f}", mib(stage["peak_rss"]))
+    return listing
+
+
+def _listing(title: str, rows: dict[str, str]) -> Table:
+    listing = table(title, "", "")
+    listing.show_header = False
+    for name, value in rows.items():
+        listing.add_row(_text(name), _text(value))
+    return listing
+
+
+def _text(value: object) -> Text:
+    """An artifact is anybody's: no markup of it, and nothing that a terminal obeys."""
+    return Text("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(value)))

@@ -1,0 +1,29 @@
+"""`sign`: a signature over `provenance.json`, which names every other file of an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from evidence.dsse import key_id, private_key, seal
+from evidence.integrity import ENVELOPE_FILE, as_it_stands, check_whole
+from pipeline.schema import SignConfig
+from report.files import write_json
+from runtime.errors import ValidationError
+
+
+def sign(config: SignConfig, console: Console) -> None:
+    """A signature that is there already is replaced.
+
+    Raises `BadArtifactError` for an artifact that is not whole, `ValidationError` for one that is out of bounds,
+    `UsageError` for a key that is none, `OutputError`.
+    """
+    folder, key = Path(config.artifact), private_key(Path(config.key))
+    manifest, provenance = as_it_stands(folder)
+    check_whole(folder, manifest, provenance)
+    wrong = [figure["name"] for figure in manifest["figures"] if not figure["ok"]]
+    if wrong:
+        raise ValidationError(f"{folder} is not signed: out of bounds when it was made: {', '.join(wrong)}")
+    write_json(folder / ENVELOPE_FILE, seal(provenance, key))
+    console.print(f"signed {folder} with key {key_id(key.public_key())}", highlight=False, soft_wrap=True)

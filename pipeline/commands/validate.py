@@ -1,0 +1,153 @@
+"""`validate`: an artifact again, by itself or against its checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from omegaconf import OmegaConf
+
+from evidence.baseline import against_baseline, open_baseline
+from pipeline.config import load_task, names_of
+from pipeline.display import Display
+from pipeline.export import export
+from pipeline.load import load
+from pipeline.lower import lower
+from pipeline.quantize import quantize
+from pipeline.schema import ExportConfig, PinnedBounds, RunConfig, ValidateConfig
+from pipeline.validate import validate
+from recipes.blocks import Recipe
+from runtime.artifact import MANIFEST_FILE, REFERENCE_FILE, ArtifactError, read_manifest, sha256
+from runtime.errors import BadArtifactError, InputError, OutputError, UsageError
+from runtime.program import MODEL_FILE, ProgramError
+from runtime.tokenizer import TOKENIZER_FILE, load_tokenizer
+from validation.figures import Figure
+from validation.judge import check_artifact, finite
+from validation.reference import ReferenceError
+from validation.settings import TaskConfig, ValidationConfig, check_settings
+from validation.solved import Solved, share_solved, solved_figure
+
+T = TypeVar("T")
+CHECKS = "prompts=FILE (with a checkpoint) and checker=FILE"
+
+
+def revalidate(config: ValidateConfig, display: Display) -> list[Figure]:
+    """Every figure anew. With the checkpoint eager's outputs too, and the export is repeated byte for byte.
+
+    With a baseline, figures that compare with it come last. Raises `BadArtifactError`, `InputError` for a checkpoint
+    that is not the artifact's, `UsageError` for a baseline that cannot be compared.
+    """
+    artifact = Path(config.artifact)
+    try:
+        manifest = read_manifest(artifact)
+        task = _task_of(artifact, manifest, config)
+        baseline = None if config.baseline is None else open_baseline(Path(config.baseline), manifest)
+        if config.checkpoint is not None:
+            figures = _against_checkpoint(artifact, manifest, task, Path(config.checkpoint), display)
+        else:
+            with display.stage("validate"):
+                figures = _alone(artifact, manifest, task)
+        figures = pinned(figures, config.bounds)
+        if baseline is not None:
+            with display.stage("baseline") as report:
+                figures += against_baseline(figures, artifact / MODEL_FILE, baseline, asdict(config.margins), report)
+        return figures
+    except OSError as error:
+        raise OutputError(f"{artifact} cannot be validated: {error.strerror or error}") from error
+    except (ArtifactError, ProgramError, ReferenceError) as error:
+        raise BadArtifactError(str(error)) from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        # What a changed manifest can make go wrong anywhere above.
+        raise BadArtifactError(
+            f"{artifact / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}"
+        ) from error
+
+
+def pinned(figures: list[Figure], bounds: PinnedBounds) -> list[Figure]:
+    """With these bounds in place of their own. One for a figure that was not measured is not held."""
+    given = {name: bound for name, bound in vars(bounds).items() if bound is not None}
+    missing = given.keys() - {figure.name for figure in figures}
+    return [
+        *(replace(figure, bound=given.get(figure.name, figure.bound)) for figure in figures),
+        *(Figure("pinned", name, math.nan, given[name], True, "not measured") for name in sorted(missing)),
+    ]
+
+
+def _alone(artifact: Path, manifest: dict[str, Any], task: TaskConfig) -> list[Figure]:
+    measured = check_artifact(artifact)
+    if measured.reference.task is None or measured.replay.answers is None or task.checker is None:
+        return measured.figures
+    tokenizer = load_tokenizer(artifact)
+    if tokenizer is None:
+        raise BadArtifactError(f"{artifact}: no {TOKENIZER_FILE}, its task cannot be checked")
+    recorded = manifest["solved"]
+    share = share_solved(tokenizer, Path(task.checker), measured.reference.task, measured.replay.answers.tokens)
+    float32, drop = finite(recorded["float32"]), finite(manifest["recipe"]["bounds"]["solved_drop"])
+    solved = Solved(str(recorded["task"]), int(recorded["n"]), float32, share)
+    return [*measured.figures, solved_figure(solved, drop)]
+
+
+def _against_checkpoint(
+    artifact: Path, manifest: dict[str, Any], task: TaskConfig, checkpoint: Path, display: Display
+) -> list[Figure]:
+    config = config_of(artifact, manifest)
+    check_settings(task, config.validation)
+    with display.stage("load"):
+        loaded = load(checkpoint)
+        if loaded.digests != manifest["checkpoint"]["sha256"]:
+            raise InputError(f"{checkpoint} is not the checkpoint that {artifact} was made of: its sha256 differ")
+    with tempfile.TemporaryDirectory() as folder:
+        with display.stage("quantize") as report:
+            quantized = quantize(loaded, config.recipe, Path(folder), report)
+        with display.stage("export"):
+            exported = export(quantized, config.export)
+        with display.stage("lower"):
+            again = lower(exported, quantized, Path(folder) / MODEL_FILE)
+        repeated = same_export(artifact / MODEL_FILE, again.pte)
+        with display.stage("validate") as report:
+            given = replace(again, pte=artifact / MODEL_FILE)
+            reference_file = Path(folder) / REFERENCE_FILE
+            validated = validate(given, quantized, loaded, task, config.validation, reference_file, report)
+    return [*validated.figures, repeated]
+
+
+def same_export(pte: Path, again: Path) -> Figure:
+    differs = sha256(pte) != sha256(again)
+    return Figure("repeatability", "exports_that_differ", int(differs), 0, False, "this export, byte for byte")
+
+
+def _task_of(artifact: Path, manifest: dict[str, Any], config: ValidateConfig) -> TaskConfig:
+    """The task that the artifact was validated with.
+
+    Its files are those of `conf/task/`, or the user's: what a manifest names is not opened, and not run.
+    """
+    task = _part(artifact, TaskConfig, manifest["task"])
+    known = load_task(task.name) if task.name in names_of("task") else TaskConfig()
+    prompts, checker = config.prompts or known.prompts, config.checker or known.checker
+    if task.n_solve and (checker is None or (config.checkpoint is not None and prompts is None)):
+        raise UsageError(f"{artifact} was validated on a task {task.name!r}, which is none of conf/task: give {CHECKS}")
+    return replace(task, prompts=prompts, checker=checker)
+
+
+def config_of(artifact: Path, manifest: dict[str, Any]) -> RunConfig:
+    """The configuration that the artifact was made with, checked against the types as any other."""
+    return RunConfig(
+        recipe=_part(artifact, Recipe, manifest["recipe"]),
+        export=_part(artifact, ExportConfig, manifest["export"]),
+        validation=_part(artifact, ValidationConfig, manifest["validation"]),
+    )
+
+
+def _part(artifact: Path, schema: type[T], values: Any) -> T:
+    """Values only: `${…}` would be resolved, and could ask for the environment."""
+    try:
+        if "${" in json.dumps(values):
+            raise ValueError("an interpolation")
+        part = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    except Exception as error:
+        raise BadArtifactError(f"{artifact / MANIFEST_FILE}: not a manifest: {error}") from error
+    return cast(T, part)

@@ -1,0 +1,200 @@
+"""The types of all keys, one dataclass a command; `conf/COMMAND.yaml` holds their values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from recipes.blocks import Recipe
+from validation.settings import TaskConfig, ValidationConfig
+
+
+@dataclass
+class ExportConfig:
+    max_seq_len: int | None = None
+    max_rows: int | None = None
+
+
+@dataclass
+class RunConfig:
+    checkpoint: str = MISSING
+    output: str = MISSING
+    force: bool = False
+    overwrite: bool = False
+    cache: str = MISSING
+    recipe: Recipe = field(default_factory=Recipe)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+
+@dataclass
+class PinnedBounds:
+    """By the names of the figures; None: as the artifact says."""
+
+    fidelity_db: float | None = None
+    fidelity_exact_db: float | None = None
+    top1_agreement: float | None = None
+    kl_divergence: float | None = None
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    max_abs_diff: float | None = None
+    solved_percent: float | None = None
+    bytes_per_weight: float | None = None
+    planned_memory: float | None = None
+
+
+@dataclass
+class Margins:
+    """How much worse than the baseline's: quality in the figure's own unit, size and seconds as a share."""
+
+    top1_agreement: float = 0.0
+    kl_divergence: float = 0.0
+    sqnr_db: float = 0.0
+    cosine: float = 0.0
+    max_abs_diff: float = 0.0
+    solved_percent: float = 0.0
+    size: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class ValidateConfig:
+    artifact: str = MISSING
+    checkpoint: str | None = None
+    prompts: str | None = None
+    checker: str | None = None
+    summary: str | None = None
+    junit: str | None = None
+    bounds: PinnedBounds = field(default_factory=PinnedBounds)
+    baseline: str | None = None
+    margins: Margins = field(default_factory=Margins)
+
+
+@dataclass
+class InspectConfig:
+    artifact: str = MISSING
+    json: bool = False
+
+
+@dataclass
+class SignConfig:
+    artifact: str = MISSING
+    key: str = MISSING
+
+
+@dataclass
+class VerifyConfig:
+    artifact: str = MISSING
+    key: str | None = None
+
+
+class Algorithm(Enum):
+    origin = "origin"
+    maskgit_plus = "maskgit_plus"
+    topk_margin = "topk_margin"
+    entropy = "entropy"
+
+
+class Cache(Enum):
+    none = "none"
+    prefix = "prefix"
+    dual = "dual"
+
+
+@dataclass
+class DecodingConfig:
+    """The options of `runtime.generate`, by their names there."""
+
+    max_new_tokens: int | None = None
+    steps: int | None = None
+    alg: Algorithm = Algorithm.entropy
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    alg_temp: float | None = None
+    eps: float = 1e-3
+    block_length: int | None = None
+    threshold: float | None = None
+    seed: int | None = None
+    stop_at_eos: bool = True
+
+
+def decoding_options(config: DecodingConfig, cache: Cache) -> dict[str, Any]:
+    """For `runtime.generate`, without `max_new_tokens`."""
+    options = {f.name: getattr(config, f.name) for f in fields(DecodingConfig) if f.name != "max_new_tokens"}
+    return options | {"alg": config.alg.value, "cache": None if cache is Cache.none else cache.value}
+
+
+@dataclass
+class GenerateConfig(DecodingConfig):
+    artifact: str = MISSING
+    prompt: str | None = None
+    prompts: str | None = None
+    chat: bool = False
+    cache: Cache = Cache.none
+    packed_cache: str | None = None
+
+
+@dataclass
+class EvaluateConfig(DecodingConfig):
+    artifact: str = MISSING
+    task: TaskConfig = field(default_factory=TaskConfig)
+    n: int = 1000
+    caches: list[Cache] = field(default_factory=lambda: [Cache.none])
+    output: str | None = None
+
+
+@dataclass
+class BenchConfig:
+    artifact: str = MISSING
+    lengths: list[int] = field(default_factory=list)
+    kv_len: int = 0
+    prompt_len: int = 128
+    new_tokens: int = 256
+    block_length: int = 32
+    steps: int | None = None
+    threshold: float = 0.9
+    repeats: int = 3
+    seed: int = 0
+    packed_cache: str | None = None
+    output: str | None = None
+
+
+@dataclass
+class CompareConfig:
+    a: str = MISSING
+    b: str = MISSING
+    json: bool = False
+    html: str | None = None
+
+
+@dataclass
+class ExplainConfig:
+    artifact: str = MISSING
+    checkpoint: str = MISSING
+    cache: str = MISSING
+    output: str | None = None
+
+
+@dataclass
+class CleanConfig:
+    cache: str = MISSING
+
+
+SCHEMAS = {
+    "run": RunConfig,
+    "validate": ValidateConfig,
+    "inspect": InspectConfig,
+    "sign": SignConfig,
+    "verify": VerifyConfig,
+    "generate": GenerateConfig,
+    "evaluate": EvaluateConfig,
+    "bench": BenchConfig,
+    "compare": CompareConfig,
+    "explain": ExplainConfig,
+    "clean": CleanConfig,
+}

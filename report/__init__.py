@@ -1,0 +1,4 @@
+"""What people look at: pages, plots, tables, comparisons, and what a CI shows.
+
+Draws what manifests and figures hold; measures nothing.
+"""

@@ -1,0 +1,67 @@
+"""What a CI shows of a validation: a Markdown summary, and JUnit XML with a test case for each figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from pipeline.schema import ValidateConfig
+from report.files import check_output, write_text
+from runtime.errors import PipelineError, one_line
+from validation.figures import Figure
+
+LONGEST = 300  # characters of a text that an artifact or an error brings
+
+
+def check_reports(config: ValidateConfig) -> None:
+    """Before the long work. Raises `OutputError`."""
+    for file in (config.summary, config.junit):
+        if file is not None:
+            check_output(Path(file))
+
+
+def write_reports(config: ValidateConfig, figures: list[Figure], error: PipelineError | None) -> None:
+    """error: what ended the validation before there were figures. Raises `OutputError`."""
+    name = Path(config.artifact).resolve().name
+    if config.summary is not None:
+        write_text(Path(config.summary), markdown(name, figures, error))
+    if config.junit is not None:
+        write_text(Path(config.junit), junit(name, figures, error))
+
+
+def markdown(name: str, figures: list[Figure], error: PipelineError | None) -> str:
+    wrong = [figure for figure in figures if not figure.ok]
+    is_valid = not wrong and error is None
+    lines = [f"## {'✅' if is_valid else '❌'} {_code(name)} is {'valid' if is_valid else 'not valid'}", ""]
+    if error is not None:
+        return "\n".join([*lines, f"{_code(str(error))} (exit code {error.exit_code})", ""])
+    lines += [f"{len(figures) - len(wrong)} of {len(figures)} figures are within bounds.", ""]
+    lines += ["| | | figure | value | bound | where |", "|---|---|---|---|---|---|"]
+    for figure in [*wrong, *(figure for figure in figures if figure.ok)]:
+        relation = "≥" if figure.at_least else "≤"
+        cells = (f"{figure.value:.6g}", f"{relation} {figure.bound:.6g}", _code(figure.where) if figure.where else "")
+        lines.append(f"| {'✅' if figure.ok else '❌'} | {figure.group} | `{figure.name}` | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def junit(name: str, figures: list[Figure], error: PipelineError | None) -> str:
+    wrong = [figure for figure in figures if not figure.ok]
+    counts = {"tests": len(figures) or 1, "failures": len(wrong), "errors": int(error is not None), "skipped": 0}
+    suite = ElementTree.Element("testsuite", {"name": one_line(name), **{key: str(n) for key, n in counts.items()}})
+    for figure in figures:
+        case = ElementTree.SubElement(suite, "testcase", classname=f"validate.{figure.group}", name=figure.name)
+        if not figure.ok:
+            ElementTree.SubElement(case, "failure", message=one_line(str(figure), LONGEST), type="out of bounds")
+        ElementTree.SubElement(case, "system-out").text = one_line(str(figure), LONGEST)
+    if error is not None:
+        case = ElementTree.SubElement(suite, "testcase", classname="validate", name="artifact")
+        ElementTree.SubElement(case, "error", message=one_line(str(error), LONGEST), type=type(error).__name__)
+    suites = ElementTree.Element("testsuites")
+    suites.append(suite)
+    ElementTree.indent(suites)
+    return ElementTree.tostring(suites, encoding="unicode", xml_declaration=False) + "\n"
+
+
+def _code(text: str) -> str:
+    """As code: no link, no HTML and no image of an artifact gets into the page of who reads it."""
+    return "`" + one_line(text, LONGEST).replace("`", "'").replace("|", "\\|") + "`"

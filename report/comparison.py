@@ -1,0 +1,243 @@
+"""`compare`: two artifacts side by side, from what their manifests and reports hold. Nothing is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from jinja2 import TemplateError
+
+from report.page import REPORT_FILE, page
+from report.plots import PARTS, agreement_plot, difference_plot, size, speed_plot
+from runtime.artifact import ArtifactError, files_of, read_manifest, read_small
+from runtime.errors import BadArtifactError
+
+SAME = 0.01  # values nearer to each other are neither better nor worse
+SAME_ONCE = 0.1  # times, and the memory of processes, were measured once
+ELSEWHERE = ("recipe.description", "recipe.outside_ops")  # is said, and what comes of it is in the graph
+Side = Literal["a", "b"]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """As it is on disk; every file is what the manifest says."""
+
+    name: str
+    manifest: dict[str, Any]
+    report: dict[str, Any]
+
+
+Both = tuple[Artifact, Artifact]
+
+
+@dataclass(frozen=True)
+class Row:
+    """a, b: what the artifacts have, None where one has none. better: which of them, where one is."""
+
+    group: str
+    name: str
+    a: Any
+    b: Any
+    unit: str = ""
+    better: Side | None = None
+
+    @property
+    def change(self) -> str:
+        """From a to b: a factor of bytes and times, else a difference."""
+        if self.group == "made of" or not _is_number(self.a) or not _is_number(self.b) or self.a == self.b:
+            return ""
+        if self.unit in ("bytes", "s") and self.a > 0:
+            return f"{self.b / self.a:.2f}x"
+        return f"{self.b - self.a:+.4g}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    a: Artifact
+    b: Artifact
+    notes: list[str]
+    rows: list[Row]
+
+
+def compared_artifacts(a: Path, b: Path) -> Comparison:
+    """Raises `BadArtifactError`."""
+    one, two = _open(a), _open(b)
+    with refusing(a, b):
+        rows = [row for group in (_made_of, _sizes, _speed, _quality, _graph) for row in group((one, two))]
+        return Comparison(one, two, _notes(one, two), rows)
+
+
+def compare_page(compared: Comparison) -> str:
+    """As HTML."""
+    names = (f"a: {compared.a.name}", f"b: {compared.b.name}")
+    reports = dict(zip(names, (compared.a.report, compared.b.report), strict=True))
+    return page(
+        "compare.html.j2",
+        compared=compared,
+        groups=list(dict.fromkeys(row.group for row in compared.rows)),
+        text=cell_text,
+        plots=[
+            difference_plot({name: report["differences"] for name, report in reports.items()}),
+            agreement_plot(reports, "masks"),
+            agreement_plot(reports, "position"),
+            speed_plot({name: report["calls"] for name, report in reports.items()}),
+        ],
+    )
+
+
+@contextmanager
+def refusing(a: Path, b: Path) -> Iterator[None]:
+    """What a changed manifest or report can make go wrong anywhere."""
+    try:
+        yield
+    except (
+        LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, TemplateError,
+    ) as error:  # fmt: skip
+        raise BadArtifactError(
+            f"{a}, {b}: cannot be compared: {type(error).__name__}: {error}; were both made by this version?"
+        ) from error
+
+
+def _open(folder: Path) -> Artifact:
+    try:
+        manifest = read_manifest(folder)
+        if REPORT_FILE not in files_of(manifest):
+            raise ArtifactError(f"{folder}: its manifest names no {REPORT_FILE}")
+        report = json.loads(read_small(folder / REPORT_FILE))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadArtifactError(f"{folder / REPORT_FILE}: not a report: {type(error).__name__}: {error}") from error
+    except ArtifactError as error:
+        raise BadArtifactError(str(error)) from error
+    return Artifact(folder.resolve().name, manifest, report)
+
+
+def _notes(a: Artifact, b: Artifact) -> list[str]:
+    """What has to be known before figures are held against each other."""
+    notes = []
+    if a.manifest["files"]["model.pte"]["sha256"] == b.manifest["files"]["model.pte"]["sha256"]:
+        notes.append("model.pte is the same, byte for byte")
+    if a.manifest["checkpoint"]["sha256"] != b.manifest["checkpoint"]["sha256"]:
+        notes.append("made of different checkpoints: quality is against another model each")
+    if any(a.manifest[key] != b.manifest[key] for key in ("task", "validation", "export")):
+        notes.append("validated on different inputs: see what differs in task, validation and export")
+    if a.report["machine"] != b.report["machine"]:
+        notes.append("measured on different machines: times and memory say little")
+    return notes
+
+
+def _made_of(both: Both) -> Iterator[Row]:
+    """Only what differs."""
+    yield _row("made of", "verdict", ["valid" if one.report["valid"] else "out of bounds" for one in both])
+    keys = ("checkpoint", "recipe", "task", "validation", "export", "versions")
+    a, b = (dict(_flat({key: one.manifest[key] for key in keys})) for one in both)
+    for key in dict.fromkeys([*a, *b]):
+        if a.get(key) != b.get(key) and key not in ELSEWHERE:
+            yield _row("made of", key, [a.get(key), b.get(key)])
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _sizes(both: Both) -> Iterator[Row]:
+    sizes = [one.manifest["sizes"] for one in both]
+    yield _row("size", "model.pte", [s["program"] for s in sizes], "bytes", at_least=False)
+    for part, name in PARTS.items():
+        yield _row("size", name, [s["parts"][part] for s in sizes], "bytes", at_least=False)
+    yield _row("size", "of the recipe's ideal", [s["program"] / s["ideal_program"] for s in sizes])
+    yield _row("size", "planned memory", [sum(one.manifest["memory_plan"]) for one in both], "bytes", at_least=False)
+
+
+def _speed(both: Both) -> Iterator[Row]:
+    """What was measured while they were made and validated; `bench` measures more closely."""
+
+    def once(name: str, values: list[float], unit: str = "s") -> Row:
+        return _row("speed", name, values, unit, at_least=False, same=SAME_ONCE)
+
+    programs = [one.report["program"] for one in both]
+    yield once("loads in", [program["load_seconds"] for program in programs])
+    kinds = {"one token": "one-token", "a whole sequence": "whole", "the longest call": "max-length, call 0"}
+    for name, kind in kinds.items():
+        yield once(f"{name}, median", [_median_seconds(one.report["calls"], kind) for one in both])
+    yield once("peak memory of the program", [program["peak_rss"] for program in programs], "bytes")
+    stages = [one.report["stages"] for one in both]
+    yield once("made in", [sum(stage["seconds"] for stage in listed) for listed in stages])
+    peaks = [max(stage["peak_rss"] for stage in listed) for listed in stages]
+    yield once("peak memory of the making", peaks, "bytes")
+
+
+def _median_seconds(calls: list[dict[str, Any]], kind: str) -> float:
+    return median(float(call["seconds"]) for call in calls if call["where"].startswith(kind))
+
+
+def _quality(both: Both) -> Iterator[Row]:
+    """The figures; of counts only those that are not 0 in both, of sizes none."""
+    figures = [{figure["name"]: figure for figure in one.manifest["figures"]} for one in both]
+    for name in dict.fromkeys([*figures[0], *figures[1]]):
+        found = [by_name[name] for by_name in figures if name in by_name]
+        values = [by_name[name]["value"] if name in by_name else None for by_name in figures]
+        is_shown = found[0]["group"] in ("fidelity", "quality") or any(values)
+        if is_shown and name not in ("planned_memory", "bytes_per_weight"):
+            yield _row("quality", name, values, _unit(name), at_least=found[0]["at_least"])
+
+
+def _graph(both: Both) -> Iterator[Row]:
+    """Totals, then the operators that differ."""
+    graphs = [one.manifest["delegation"] for one in both]
+    yield _row("graph", "delegates", [graph["delegates"] for graph in graphs])
+    for where in ("inside", "outside"):
+        yield _row("graph", f"operators {where} them", [sum(graph[where].values()) for graph in graphs])
+    for where in ("inside", "outside"):
+        for name in sorted({*graphs[0][where], *graphs[1][where]}):
+            counts = [graph[where].get(name, 0) for graph in graphs]
+            if counts[0] != counts[1]:
+                yield _row("graph", f"{where}: {name}", counts)
+
+
+def _row(
+    group: str, name: str, values: list[Any], unit: str = "", at_least: bool | None = None, same: float = SAME
+) -> Row:
+    """at_least: whether more is better; None where neither is."""
+    a, b = values
+    better: Side | None = None
+    if at_least is not None and _is_number(a) and _is_number(b) and abs(a - b) > same * max(abs(a), abs(b)):
+        better = "a" if (a > b) == at_least else "b"
+    return Row(group, name, a, b, unit, better)
+
+
+def _unit(figure: str) -> str:
+    return "dB" if figure.endswith("_db") else "%" if figure.endswith("_percent") else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def cell_text(value: Any, unit: str) -> str:
+    if value is None:
+        return "-"
+    if not _is_number(value):
+        return str(value)
+    if unit == "bytes":
+        return size(value)
+    if unit == "s":
+        return f"{value:,.1f} s" if value >= 1 else f"{1000 * value:.2f} ms"
+    return f"{value:,.5g}{' ' * (unit == 'dB')}{unit}"
+
+
+def as_json(compared: Comparison) -> dict[str, Any]:
+    sides = {side: getattr(compared, side) for side in ("a", "b")}
+    return {
+        **{side: {"name": one.name, "files": files_of(one.manifest)} for side, one in sides.items()},
+        "notes": compared.notes,
+        "rows": [asdict(row) for row in compared.rows],
+    }

@@ -1,0 +1,321 @@
+"""Writing with a diffusion language model: masks are filled in over several steps, the most confident first.
+
+Shapes: B rows, L positions of the longest row with its answer, M masked positions, V vocabulary. Sources: Dream's
+`diffusion_generate`, and Fast-dLLM (arXiv 2505.22618) for blocks, caches and the threshold; where we differ from
+them on purpose, docs/generation.md says so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from runtime.options import (
+    Forward,
+    Network,
+    OptionError,
+    Options,
+    Prompts,
+    check_ids,
+    check_prompts,
+    check_whole,
+    checked_logits,
+    checked_tokens,
+    prompt_rows,
+)
+from runtime.sample import most_confident, sample
+
+# (step, tokens int64 [B, L]): may change them in place, or return others.
+OnStep = Callable[[int, Tensor], Tensor | None]
+# (step, tokens of the row int64, positions int64 [M], their logits float32 [M, V]): may return other logits.
+OnLogits = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
+
+MAX_STEPS = 100_000  # more than any cache has positions; the history holds the tokens of each
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was written, and what it took.
+
+    tokens: int64 [B, L], prompts and answers; rows with a shorter prompt are padded on the left with the pad id.
+    answers: the new tokens of each row, int64; with `stop_at_eos` up to the end-of-sequence token, without it.
+    history: int64 [steps + 1, B, L], the tokens before the first step and after each; a row that ended earlier
+        than others stays as it is.
+    forward_calls, positions: calls of `forward`, and the tokens that they computed in all. A step that has nothing
+        to write makes no call.
+    """
+
+    tokens: Tensor
+    answers: tuple[Tensor, ...]
+    history: Tensor
+    forward_calls: int
+    positions: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return sum(len(answer) for answer in self.answers) / self.seconds
+
+
+@torch.no_grad()
+def generate(
+    network: Network,
+    prompt_ids: Prompts,
+    *,
+    max_new_tokens: int,
+    steps: int | None = None,
+    alg: str = "entropy",
+    temperature: float = 0.0,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    alg_temp: float | None = None,
+    eps: float = 1e-3,
+    block_length: int | None = None,
+    cache: Literal["prefix", "dual"] | None = None,
+    threshold: float | None = None,
+    seed: int | None = None,
+    stop_at_eos: bool = False,
+    on_step: OnStep | None = None,
+    on_logits: OnLogits | None = None,
+) -> Generation:
+    """Append `max_new_tokens` masks to each prompt, then fill every mask, those inside the prompts too.
+
+    prompt_ids: one prompt, or several of any lengths; each row is answered as if it were alone.
+    steps: how many in all, by default one a token. alg: what makes a position confident: the probability of its
+        token (`maskgit_plus`), that minus the next token's (`topk_margin`), or a low entropy (`entropy`); `origin`
+        picks positions at random.
+    temperature, top_p, top_k: as everywhere; temperature 0 takes the best token. alg_temp: draw positions by their
+        confidence instead of taking the best. eps: where the schedule of steps ends, in 0..1.
+    block_length: write the answer in blocks of so many tokens, from left to right. cache: `prefix` computes only
+        from the block on, `dual` only the block; each block starts with one call over everything. Blocks have the
+        program's own length if none is given.
+    threshold: write in each step all positions of at least this probability, and the best one, whatever `alg` is.
+        `steps`, if given, then says how many a step may write: without blocks masks / steps, and those that earlier
+        steps did not use; in blocks all.
+    seed: of all that is random; None takes torch's own generator.
+    stop_at_eos: cut each answer at its first end-of-sequence token, and end as soon as all before it is written.
+
+    Raises `OptionError` for a prompt or an option that cannot be, `FloatingPointError` for logits that are not
+    finite.
+    """
+    started = time.perf_counter()
+    if block_length is None and cache is not None:
+        block_length = network.block_length
+    if block_length is not None and threshold is not None:
+        steps = None
+    options = Options(alg, temperature, top_p, top_k, alg_temp, eps, block_length, cache, threshold, stop_at_eos)
+    options.check()
+    check_whole(max_new_tokens=max_new_tokens, steps=steps, seed=seed)
+    prompts = prompt_rows(prompt_ids)
+    check_prompts(network, prompts, max_new_tokens)
+    tokens_BL, lefts = _padded(network, prompts, max_new_tokens)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    run = _Run(network, options, tokens_BL, lefts, max_new_tokens, generator, on_step, on_logits)
+    # One cache holds one row, and a row's blocks and steps are its own. Only the draws of `origin` go through the
+    # whole batch, step by step, as in the reference.
+    rows = list(range(len(prompts)))
+    together = alg == "origin" and block_length is None
+    groups = [rows] if together else [[row] for row in rows]
+    for group, plan in [(group, run.plan(group, steps)) for group in groups]:
+        forward = network.start()
+        for block in plan:
+            run.fill(forward, group, *block)
+    return run.generation(time.perf_counter() - started)
+
+
+@dataclass
+class _Run:
+    """The tokens as they are filled in. Columns are those of the padded rows."""
+
+    network: Network
+    options: Options
+    tokens_BL: Tensor
+    lefts: list[int]  # columns of padding that each row starts with
+    max_new_tokens: int
+    generator: torch.Generator | None
+    on_step: OnStep | None
+    on_logits: OnLogits | None
+    forward_calls: int = 0
+    positions: int = 0
+    histories: list[list[Tensor]] = field(init=False)
+    begin: int = field(init=False)  # the column where the answers begin
+
+    def __post_init__(self) -> None:
+        self.histories = [[row_L.clone()] for row_L in self.tokens_BL]
+        self.begin = self.tokens_BL.shape[1] - self.max_new_tokens
+
+    def plan(self, rows: list[int], steps: int | None) -> list[tuple[int, int, int, int]]:
+        """(start, end, steps, most tokens of a step with a threshold) of each block of these rows.
+
+        Masks inside a prompt are a first block, then comes the answer in blocks. Raises `OptionError`.
+        """
+        length, block_length = self.tokens_BL.shape[1], self.options.block_length
+        blocks = [(0, length)]
+        if block_length is not None:
+            inside = torch.cat([self._masked(row, 0, self.begin) for row in rows]).tolist()
+            blocks = [(min(inside), self.begin)] if inside else []
+            blocks += [(start, min(start + block_length, length)) for start in range(self.begin, length, block_length)]
+        n_masks = max(len(self._masked(row)) for row in rows)
+        n_steps = _share(max(1, n_masks, len(blocks)) if steps is None else steps, len(blocks))
+        # Fast-dLLM's threshold without blocks keeps to the pace that the steps set, if they are given.
+        most = n_masks if steps is None else max(1, n_masks // steps)
+        return [(start, end, n, most) for (start, end), n in zip(blocks, n_steps, strict=True)]
+
+    def fill(self, forward: Forward, rows: list[int], start: int, end: int, n_steps: int, most_a_step: int) -> None:
+        """Fill the masks of columns start .. end-1 in `n_steps` steps, or in as many as the threshold takes.
+
+        In blocks, the first step computes the whole row, which is what the caches start from. If there are more
+        steps, it writes nothing but the block's first token (Fast-dLLM).
+        """
+        options, in_blocks = self.options, self.options.block_length is not None
+        if options.threshold is not None:
+            # Each step writes a token at least: so many are enough whatever the network says.
+            n_steps = in_blocks + max(1, *(len(self._masked(row, start, end)) for row in rows))
+        times = torch.linspace(1, options.eps, n_steps + 1)
+        unused = dict.fromkeys(rows, 0)  # tokens that the threshold kept earlier steps from writing
+        for i in range(n_steps):
+            if options.stop_at_eos and not any(len(self._masked(row)) for row in rows):
+                return
+            is_last = i == n_steps - 1
+            opens = in_blocks and i == 0 and not is_last
+            chosen = [self._masked(row, start, start + 1 if opens else end) for row in rows]
+            writes_all = is_last or opens or options.threshold is not None
+            share = torch.ones(()) if writes_all else 1 - times[i + 1] / times[i]
+            if options.alg == "origin" and not opens:
+                chosen, share = self._drawn(chosen, share), torch.ones(())
+            for row, columns_M in zip(rows, chosen, strict=True):
+                n = int(len(columns_M) * share)
+                threshold = None if is_last else options.threshold
+                if threshold is not None:
+                    unused[row] += most_a_step
+                    n = min(n, unused[row])
+                window = self._window(row, start, end, is_whole=i == 0)
+                fills_cache = options.cache is not None and i == 0
+                unused[row] -= self._write(forward, row, columns_M, n, threshold, window, fills_cache)
+            self._after_step(rows)
+            is_full = not any(len(self._masked(row, start, end)) for row in rows)
+            if options.threshold is not None and i >= in_blocks and is_full:
+                return
+
+    def _window(self, row: int, start: int, end: int, is_whole: bool) -> tuple[int, int]:
+        """The columns that a step computes; what the cache knows of the others stands."""
+        if is_whole or self.options.cache is None:
+            return self.lefts[row], self.tokens_BL.shape[1]
+        start = max(start, self.lefts[row])
+        return start, end if self.options.cache == "dual" else self.tokens_BL.shape[1]
+
+    def _write(
+        self,
+        forward: Forward,
+        row: int,
+        columns_M: Tensor,
+        n: int,
+        threshold: float | None,
+        window: tuple[int, int],
+        fills_cache: bool,
+    ) -> int:
+        """Write the n most confident of these masks, with a threshold only those above it and the best; how many."""
+        options, left = self.options, self.lefts[row]
+        if n == 0 and not fills_cache:
+            return 0
+        # Logits are read shifted: a token comes from the row before it, the first from its own.
+        sources_M = (columns_M - 1).clamp_min(left) if n else torch.tensor([left])
+        first = min(window[0], int(sources_M.min()))
+        logits_MV = self._forward(forward, row, first, window[1], sources_M - first)
+        if n == 0:
+            return 0
+        if self.on_logits is not None:
+            step, tokens_L = len(self.histories[row]) - 1, self.tokens_BL[row, left:]
+            changed = self.on_logits(step, tokens_L, columns_M - left, logits_MV)
+            logits_MV = logits_MV if changed is None else checked_logits(changed, logits_MV)
+        alg = options.alg if threshold is None else "maskgit_plus"
+        tokens_M, confidence_M = sample(
+            logits_MV, self.network.mask_id, alg, options.temperature, options.top_p, options.top_k, self.generator
+        )
+        best_n = most_confident(confidence_M, n, options.alg_temp, self.generator)
+        if threshold is not None:
+            is_sure = confidence_M[best_n] >= threshold
+            is_sure[0] = True
+            best_n = best_n[is_sure]
+        self.tokens_BL[row, columns_M[best_n]] = tokens_M[best_n]
+        if options.stop_at_eos:
+            self._cut(row)
+        return len(best_n)
+
+    def _forward(self, forward: Forward, row: int, first: int, stop: int, rows_M: Tensor) -> Tensor:
+        """Raw logits [M, V] of these rows of the call; several calls if it may not ask for so many at once."""
+        left, length = self.lefts[row], self.tokens_BL.shape[1]
+        tokens_T = self.tokens_BL[row, first:stop]
+        logits = []
+        for rows_K in rows_M.split(self.network.max_rows):
+            logits.append(forward(tokens_T, first - left, length - left, rows_K)[0])
+            self.forward_calls += 1
+            self.positions += len(tokens_T)
+        return torch.cat(logits) if len(logits) > 1 else logits[0]
+
+    def _drawn(self, columns: list[Tensor], share: Tensor) -> list[Tensor]:
+        """`origin`: of the masks of all rows, in order, each with probability `share`."""
+        lengths = [len(columns_M) for columns_M in columns]
+        is_drawn = torch.rand(sum(lengths), generator=self.generator) < share
+        return [columns_M[drawn] for columns_M, drawn in zip(columns, is_drawn.split(lengths), strict=True)]
+
+    def _masked(self, row: int, start: int = 0, end: int | None = None) -> Tensor:
+        """Columns [M] of the masks from `start` to before `end`."""
+        start = max(start, self.lefts[row])  # the pad id may be the mask id
+        return (self.tokens_BL[row, start:end] == self.network.mask_id).nonzero()[:, 0] + start
+
+    def _cut(self, row: int) -> None:
+        """Once all before the answer's first end of sequence is written, what follows it is end of sequence too."""
+        found = self._eos_columns(row)
+        if len(found) and not len(self._masked(row, 0, int(found[0]))):
+            self.tokens_BL[row, found[0] :] = self.tokens_BL[row, found[0]].item()
+
+    def _eos_columns(self, row: int) -> Tensor:
+        is_eos = torch.isin(self.tokens_BL[row, self.begin :], torch.tensor(self.network.eos_ids))
+        return is_eos.nonzero()[:, 0] + self.begin
+
+    def _after_step(self, rows: list[int]) -> None:
+        if self.on_step is not None:
+            changed = self.on_step(len(self.histories[rows[0]]) - 1, self.tokens_BL)
+            if changed is not None:
+                self.tokens_BL.copy_(checked_tokens(changed, self.tokens_BL))
+            check_ids(self.network, self.tokens_BL)
+        for row in rows:
+            self.histories[row].append(self.tokens_BL[row].clone())
+
+    def generation(self, seconds: float) -> Generation:
+        length = max(map(len, self.histories))
+        history = [torch.stack(states + states[-1:] * (length - len(states))) for states in self.histories]
+        answers = []
+        for row in range(len(self.tokens_BL)):
+            eos = self._eos_columns(row) if self.options.stop_at_eos else torch.empty(0)
+            end = int(eos[0]) if len(eos) else None
+            answers.append(self.tokens_BL[row, self.begin : end])
+        return Generation(
+            self.tokens_BL, tuple(answers), torch.stack(history, 1), self.forward_calls, self.positions, seconds
+        )
+
+
+def _padded(network: Network, prompts: list[Tensor], max_new_tokens: int) -> tuple[Tensor, list[int]]:
+    """Tokens [B, L] with the masks to fill, and how many columns of padding each row starts with."""
+    longest = max(map(len, prompts))
+    tokens_BL = torch.full((len(prompts), longest + max_new_tokens), network.mask_id)
+    lefts = [longest - len(prompt) for prompt in prompts]
+    for row_L, prompt, left in zip(tokens_BL, prompts, lefts, strict=True):
+        row_L[:left] = network.pad_id
+        row_L[left:longest] = prompt
+    return tokens_BL, lefts
+
+
+def _share(steps: int, n_blocks: int) -> list[int]:
+    """Steps of each block; what does not divide goes to the first ones."""
+    if not 1 <= steps <= MAX_STEPS:
+        raise OptionError(f"steps {steps}: must be at least 1, and at most {MAX_STEPS}")
+    if steps < n_blocks:
+        raise OptionError(f"steps {steps}: must be at least 1 for each of the {n_blocks} blocks")
+    return [steps // n_blocks + (block < steps % n_blocks) for block in range(n_blocks)]

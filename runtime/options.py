@@ -1,0 +1,158 @@
+"""What may be asked of writing: prompts and options, checked before the first call of the network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from runtime.sample import ALGORITHMS
+
+# (tokens int64 [T], start_pos, kv_len, rows int64 [K]) -> raw logits float32 [1, K, V]: the program's contract.
+Forward = Callable[[Tensor, int, int, Tensor], Tensor]
+
+
+Prompts = Tensor | Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor]
+
+
+CACHES = ("prefix", "dual")
+
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+class Network(Protocol):
+    """What writing needs of a network: `Program` and an eager `DreamEdge` have it."""
+
+    @property
+    def max_seq_len(self) -> int: ...
+    @property
+    def max_rows(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def mask_id(self) -> int: ...
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def eos_ids(self) -> tuple[int, ...]: ...
+    @property
+    def block_length(self) -> int: ...
+
+    def start(self) -> Forward:
+        """`forward` for one new sequence, over a cache that nothing else uses meanwhile."""
+        ...
+
+
+class OptionError(ValueError):
+    """A prompt or an option that cannot be; the message says why."""
+
+
+@dataclass(frozen=True)
+class Options:
+    alg: str
+    temperature: float
+    top_p: float | None
+    top_k: int | None
+    alg_temp: float | None
+    eps: float
+    block_length: int | None
+    cache: str | None
+    threshold: float | None
+    stop_at_eos: bool
+
+    def check(self) -> None:
+        """Raises `OptionError`; written so that a NaN is refused."""
+        check_whole(top_k=self.top_k, block_length=self.block_length)
+        for name in ("temperature", "top_p", "alg_temp", "eps", "threshold"):
+            value = getattr(self, name)
+            is_needed = name in ("temperature", "eps")
+            if (value is None and is_needed) or not isinstance(value, Real | None) or isinstance(value, bool):
+                raise OptionError(f"{name} {value!r}: must be a number")
+        if self.alg not in ALGORITHMS:
+            raise OptionError(f"alg {self.alg!r}: there are {', '.join(ALGORITHMS)}")
+        if self.cache not in (None, *CACHES):
+            raise OptionError(f"cache {self.cache!r}: there are {', '.join(CACHES)}, and None")
+        if not 0 <= self.temperature < math.inf:
+            raise OptionError(f"temperature {self.temperature}: must be 0 (the best token) or above")
+        if 0 < self.temperature < 1e-6:
+            raise OptionError(f"temperature {self.temperature}: below 1e-6 it is 0 but for rounding: give 0")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise OptionError(f"top_p {self.top_p}: must be above 0, where no token is left, and at most 1")
+        if self.top_k is not None and self.top_k < 1:
+            raise OptionError(f"top_k {self.top_k}: must leave at least 1 token")
+        if not 0 < self.eps < 1:
+            raise OptionError(f"eps {self.eps}: must be between 0 and 1")
+        if self.block_length is not None and self.block_length < 1:
+            raise OptionError(f"block_length {self.block_length}: must be at least 1")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise OptionError(f"threshold {self.threshold}: is a probability, 0 to 1")
+        if self.alg_temp is not None and not 0 <= self.alg_temp < math.inf:
+            raise OptionError(f"alg_temp {self.alg_temp}: must be 0 (the most confident) or above")
+        if self.alg == "origin" and (self.threshold is not None or self.alg_temp):
+            raise OptionError("alg 'origin' picks positions at random: it has no confidence for threshold or alg_temp")
+        if self.threshold is not None and self.alg_temp:
+            raise OptionError("threshold and alg_temp both say which positions are written: give one of them")
+
+
+def prompt_rows(prompt_ids: Prompts) -> list[Tensor]:
+    """One or several prompts, as int64 [P] each."""
+    try:
+        if isinstance(prompt_ids, Tensor):
+            rows = list(prompt_ids) if prompt_ids.dim() == 2 else [prompt_ids]
+        elif len(prompt_ids) and isinstance(prompt_ids[0], Integral):
+            rows = [torch.as_tensor(prompt_ids)]
+        else:
+            rows = [torch.as_tensor(row) for row in prompt_ids]
+    except (TypeError, ValueError, RuntimeError, LookupError) as error:
+        raise OptionError(f"prompt_ids must be token ids, of one prompt or of several: {error}") from error
+    for row in rows:
+        if row.dim() != 1 or (row.numel() and row.dtype not in INTEGERS):
+            raise OptionError(f"prompt_ids must be integers, [P] or [B, P], got {row.dtype} {list(row.shape)}")
+    return [row.to(torch.int64) for row in rows]
+
+
+def check_prompts(network: Network, prompts: list[Tensor], max_new_tokens: int) -> None:
+    if not prompts or not all(map(len, prompts)):
+        raise OptionError("a prompt is empty: the first token is predicted from one before it")
+    if max_new_tokens < 0:
+        raise OptionError(f"max_new_tokens {max_new_tokens}: must be at least 0")
+    for prompt in prompts:
+        check_ids(network, prompt)
+        if len(prompt) > network.max_seq_len:
+            raise OptionError(f"the prompt has {len(prompt)} tokens, max_seq_len is {network.max_seq_len}")
+        if len(prompt) + max_new_tokens > network.max_seq_len:
+            raise OptionError(
+                f"the prompt's {len(prompt)} tokens and {max_new_tokens} new ones are more than max_seq_len "
+                f"{network.max_seq_len}: at most {network.max_seq_len - len(prompt)} new tokens fit"
+            )
+
+
+def check_ids(network: Network, tokens: Tensor) -> None:
+    if not 0 <= int(tokens.min()) <= int(tokens.max()) < network.vocab_size:
+        wrong = int(tokens.min()) if int(tokens.min()) < 0 else int(tokens.max())
+        raise OptionError(f"token id {wrong} is outside the vocabulary, 0..{network.vocab_size - 1}")
+
+
+def check_whole(**values: int | None) -> None:
+    for name, value in values.items():
+        if not isinstance(value, Integral | None) or isinstance(value, bool) or not -(2**63) <= (value or 0) < 2**63:
+            raise OptionError(f"{name} {value!r}: must be a whole number")
+
+
+def checked_logits(changed: Tensor, logits_MV: Tensor) -> Tensor:
+    """What a hook returned; a token that it bans with -inf keeps a number, so that sums over all tokens have one."""
+    if not isinstance(changed, Tensor) or changed.shape != logits_MV.shape or not changed.is_floating_point():
+        raise OptionError(f"on_logits must return logits of the shape it was given, {list(logits_MV.shape)}, or None")
+    return changed.float().clamp_min(torch.finfo(torch.float32).min)
+
+
+def checked_tokens(changed: Tensor, tokens_BL: Tensor) -> Tensor:
+    if not isinstance(changed, Tensor) or changed.shape != tokens_BL.shape or changed.dtype not in INTEGERS:
+        raise OptionError(f"on_step must return tokens of the shape it was given, {list(tokens_BL.shape)}, or None")
+    return changed

@@ -1,0 +1,61 @@
+"""An artifact that takes text: its program and its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.artifact import MANIFEST_FILE, ArtifactError, load_manifest
+from runtime.errors import BadArtifactError, InputError, UsageError
+from runtime.generation import Generation, OnStep, generate
+from runtime.options import OptionError
+from runtime.program import Program, ProgramError
+from runtime.tokenizer import TOKENIZER_FILE, load_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class TextArtifact:
+    folder: Path
+    program: Program
+    tokenizer: Tokenizer
+    new_tokens: int  # what the task of its validation takes
+
+
+def open_text_artifact(folder: Path, packed_cache: str | None = None) -> TextArtifact:
+    """packed_cache: as for `Program.open`. Raises `BadArtifactError`; `UsageError` for one without a tokenizer."""
+    try:
+        manifest = load_manifest(folder)
+        tokenizer = load_tokenizer(folder)
+        if tokenizer is None:
+            raise UsageError(f"{folder} has no {TOKENIZER_FILE}: its checkpoint had no tokenizer, so it takes no text")
+        program, new_tokens = Program.open(folder, packed_cache), int(manifest["task"]["new_tokens"])
+        if not 1 <= new_tokens <= program.max_seq_len:
+            raise ValueError(f"task.new_tokens is {new_tokens}")
+        largest = max(tokenizer.get_vocab().values(), default=0)
+        if largest >= program.vocab_size:
+            raise BadArtifactError(
+                f"{folder}: its tokenizer has id {largest}, its program knows 0..{program.vocab_size - 1}"
+            )
+        return TextArtifact(folder, program, tokenizer, new_tokens)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise BadArtifactError(f"{folder / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}") from error
+    except (ArtifactError, ProgramError, InputError, FileNotFoundError) as error:
+        raise BadArtifactError(str(error)) from error
+    except OSError as error:
+        raise BadArtifactError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
+
+
+def write(
+    artifact: TextArtifact, ids: list[int], max_new_tokens: int, options: dict[str, Any], on_step: OnStep | None = None
+) -> Generation:
+    """`runtime.generate` with these options. Raises `UsageError`, and `BadArtifactError` for a program that fails."""
+    try:
+        return generate(artifact.program, ids, max_new_tokens=max_new_tokens, on_step=on_step, **options)
+    except OptionError as error:
+        raise UsageError(str(error)) from error
+    except (ProgramError, FloatingPointError) as error:
+        raise BadArtifactError(f"{artifact.folder}: {error}") from error

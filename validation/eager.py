@@ -1,0 +1,283 @@
+"""What eager gives for recorded calls, one layer at a time: the floats of one layer are all that is in memory.
+
+The modules are `model`'s own, over weights that are read, and dequantized, when their turn comes. All calls go through
+a layer together, each with a cache of its own sequence; only attention looks at one call at a time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import (
+    _apply_int8_act_asym_per_token_quant_dequant,
+)
+
+from model import DreamEdgeConfig
+from model.dream import DecoderLayer, RMSNorm, apply_rope, attend, rope_cos_sin
+from recipes.stored import Weights
+from validation.reference import Sequence
+from validation.ties import TieMargins
+
+TOKENS = 512  # that go through an MLP at once: its activations are the widest
+ACTIVATIONS = 2**18  # that are quantized at once: temporaries beyond a processor's cache make it ten times slower
+ROWS = 512  # whose logits are computed at once
+VOCAB = 8192  # rows of the output layer that are in memory at once
+
+Take = Callable[[int, int, Tensor], None]
+Report = Callable[[str], None]
+Watch = Callable[[str, nn.Linear, Tensor], None]
+Multiply = Callable[..., Tensor]  # (x, weight, bias), as F.linear
+
+
+@dataclass(frozen=True)
+class LayerRun:
+    """What a layer gave for all N tokens of all calls, in order. k, v: as its cache is given them, k rotated."""
+
+    x_1ND: Tensor
+    k_1NGd: Tensor
+    v_1NGd: Tensor
+
+
+def run_by_layer(
+    weights: Weights,
+    sequences: tuple[Sequence, ...],
+    take: Take,
+    dtype: torch.dtype | None = None,
+    report: Report = lambda _: None,
+) -> list[list[float]]:
+    """Calls take(i, j, logits float32 [K, vocab]) for call j of sequence i.
+
+    dtype: to compute in; None for the weights' own. Returns the tie margin of each call, see `TieMargins`.
+    """
+    ties = TieMargins(n_tokens(sequences))
+    last = deque(run_layers(weights, sequences, dtype, ties, report, multiply=product), maxlen=1).pop()
+    run_head(weights, sequences, last.x_1ND, take, dtype, ties, report)
+    return ties.by_call(sequences)
+
+
+@torch.no_grad()
+def run_layers(
+    weights: Weights,
+    sequences: tuple[Sequence, ...],
+    dtype: torch.dtype | None,
+    ties: TieMargins,
+    report: Report = lambda _: None,
+    given: Callable[[int], Tensor | None] = lambda _: None,
+    watch: Watch | None = None,
+    order: list[int] | None = None,
+    multiply: Multiply = F.linear,
+) -> Iterator[LayerRun]:
+    """The layers one after another. While the caller looks at one, no layer's floats are in memory.
+
+    given: what the i-th to run is given, [1, N, D], in place of what the one before it gave. watch: sees each linear
+    layer's name, the layer, and what goes into it. order: which layers to run; None for the model's own.
+    multiply: what the linear layers compute; with `product` a token's bits depend on how many others go with it.
+    """
+    config = weights.model.config
+    x_1ND = embed(weights, sequences, dtype)
+    rotate = partial(apply_rope, *rope_cos_sin(config, _positions(sequences), x_1ND.dtype))
+    for step, i in enumerate(range(config.num_hidden_layers) if order is None else order):
+        report(f"layer {i + 1}/{config.num_hidden_layers}")
+        instead_1ND = given(step)
+        x_1ND = x_1ND if instead_1ND is None else instead_1ND.to(x_1ND.dtype)
+        layer = _layer(config, weights, f"layers.{i}", dtype, ties, watch, multiply)
+        kept: list[Tensor] = []
+        attend_calls = partial(_attend_calls, sequences, kept)
+        x_1ND = x_1ND + layer.self_attn(layer.input_layernorm(x_1ND), rotate, attend_calls)
+        mlp = (part + layer.mlp(layer.post_attention_layernorm(part)) for part in x_1ND.split(TOKENS, dim=1))
+        x_1ND = torch.cat(list(mlp), dim=1)
+        del layer  # before the next one takes as much
+        weights.release(f"layers.{i}.")
+        yield LayerRun(x_1ND, *kept)
+
+
+@torch.no_grad()
+def keys_and_values(weights: Weights, i: int, sequence: Sequence, x_RND: Tensor) -> tuple[Tensor, Tensor]:
+    """What layer i gives to its cache for each of R streams of a sequence: k rotated, and v, [R, N, G, d]."""
+    config, path = weights.model.config, f"layers.{i}"
+    norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+    norm.weight = nn.Parameter(_floats(weights, f"{path}.input_layernorm.weight", None), requires_grad=False)
+    normed_RND = norm(x_RND.to(norm.weight.dtype))
+
+    def project(name: str) -> Tensor:
+        weight, bias = (_floats(weights, f"{name}.{leaf}", None) for leaf in ("weight", "bias"))
+        quantizes = quantizes_activations(weights, f"{name}.weight")
+        given_RND = quantized_activations(normed_RND) if quantizes else normed_RND
+        return F.linear(given_RND, weight, bias).view(*x_RND.shape[:2], -1, config.head_dim)
+
+    k_RNGd, v_RNGd = (project(f"{path}.self_attn.{kind}") for kind in ("k_proj", "v_proj"))
+    weights.release(f"{path}.")
+    return apply_rope(*rope_cos_sin(config, _positions((sequence,)), k_RNGd.dtype), k_RNGd), v_RNGd
+
+
+@torch.no_grad()
+def embed(weights: Weights, sequences: tuple[Sequence, ...], dtype: torch.dtype | None) -> Tensor:
+    """[1, N, D]"""
+    tokens_N = torch.cat([call.tokens for sequence in sequences for call in sequence.calls])
+    return _floats(weights, "embed_tokens.weight", dtype, tokens_N)[None]
+
+
+@torch.no_grad()
+def normed_rows(
+    weights: Weights, sequences: tuple[Sequence, ...], x_1ND: Tensor, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    """(what the output layer is given [R, D], which of the N tokens that are [R]): the rows of all calls."""
+    config = weights.model.config
+    norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+    norm.weight = nn.Parameter(_floats(weights, "norm.weight", dtype), requires_grad=False)
+    calls = [call for sequence in sequences for call in sequence.calls]
+    starts = torch.tensor([0, *(len(call.tokens) for call in calls)]).cumsum(0)
+    rows_R = torch.cat([start + call.rows for start, call in zip(starts.tolist(), calls, strict=False)])
+    return norm(x_1ND[0, rows_R]), rows_R
+
+
+@torch.no_grad()
+def run_head(
+    weights: Weights,
+    sequences: tuple[Sequence, ...],
+    x_1ND: Tensor,
+    take: Take,
+    dtype: torch.dtype | None,
+    ties: TieMargins,
+    report: Report = lambda _: None,
+) -> None:
+    """The norm and the output layer, over what the last layer gave."""
+    x_RD, rows_R = normed_rows(weights, sequences, x_1ND, dtype)
+    if quantizes_activations(weights, "lm_head.weight"):
+        for part in torch.arange(len(x_RD)).split(max(1, ACTIVATIONS // x_RD.shape[1])):
+            ties.note(x_RD[part], rows_R[part])
+        x_RD = quantized_activations(x_RD)
+    _take_logits(weights, sequences, x_RD, take, report)
+
+
+def _positions(sequences: tuple[Sequence, ...]) -> Tensor:
+    """[1, N]"""
+    calls = [call for sequence in sequences for call in sequence.calls]
+    return torch.cat([torch.arange(c.start_pos, c.start_pos + len(c.tokens)) for c in calls])[None]
+
+
+def n_tokens(sequences: tuple[Sequence, ...]) -> int:
+    return sum(len(call.tokens) for sequence in sequences for call in sequence.calls)
+
+
+def _layer(
+    config: DreamEdgeConfig,
+    weights: Weights,
+    prefix: str,
+    dtype: torch.dtype | None,
+    ties: TieMargins,
+    watch: Watch | None,
+    multiply: Multiply,
+) -> DecoderLayer:
+    with torch.device("meta"):
+        layer = DecoderLayer(config)
+    for path, module in layer.named_modules(prefix=prefix):
+        for leaf in [name for name, _ in module.named_parameters(recurse=False)]:
+            setattr(module, leaf, nn.Parameter(_floats(weights, f"{path}.{leaf}", dtype), requires_grad=False))
+        if isinstance(module, nn.Linear):
+            module.forward = partial(multiply, weight=module.weight, bias=module.bias)  # type: ignore[method-assign]
+        if isinstance(module, nn.Linear) and quantizes_activations(weights, f"{path}.weight"):
+            module.register_forward_pre_hook(_Quantization(ties))
+        if isinstance(module, nn.Linear) and watch is not None:
+            module.register_forward_pre_hook(partial(_watched, watch, f"{path}.weight"))
+    return layer
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`. In float32 by numpy's BLAS: torch's, MKL, is a third slower on AMD (125 and 90 GFLOP/s).
+
+    Its rounding of a token depends on how many others it is given with.
+    """
+    if x.dtype != torch.float32:
+        return F.linear(x, weight, bias)
+    out = torch.from_numpy(x.detach().numpy() @ weight.detach().numpy().T)
+    return out if bias is None else out.add_(bias)
+
+
+class _Quantization:
+    """What torchao's quantized linear does to its input. Its weight is dequantized already."""
+
+    def __init__(self, ties: TieMargins) -> None:
+        self.ties = ties
+        self.seen = 0  # tokens so far: they come in order, some at a time
+
+    def __call__(self, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        (x_1ND,) = inputs
+        quantized_1ND = torch.empty_like(x_1ND)
+        for tokens in torch.arange(x_1ND.shape[1]).split(max(1, ACTIVATIONS // x_1ND.shape[2])):
+            part = slice(int(tokens[0]), int(tokens[-1]) + 1)
+            self.ties.note(x_1ND[0, part], self.seen + tokens)
+            quantized_1ND[:, part] = quantized_activations(x_1ND[:, part])
+        self.seen += x_1ND.shape[1]
+        return (quantized_1ND,)
+
+
+def _watched(watch: Watch, name: str, linear: nn.Module, inputs: tuple[Tensor]) -> None:
+    assert isinstance(linear, nn.Linear)
+    watch(name, linear, inputs[0])
+
+
+def quantizes_activations(weights: Weights, name: str) -> bool:
+    return getattr(weights.model.get_parameter(name).data, "activation_quantization", None) is not None
+
+
+def quantized_activations(x: Tensor) -> Tensor:
+    """To int8 for each token and back, as torchao's quantized linear does."""
+    quantized: Tensor = _apply_int8_act_asym_per_token_quant_dequant(x)
+    return quantized
+
+
+def _floats(weights: Weights, name: str, dtype: torch.dtype | None, rows: slice | Tensor = slice(None)) -> Tensor:
+    found = weights.rows(name, rows)
+    return found.to(dtype or found.dtype)
+
+
+def _attend_calls(
+    sequences: tuple[Sequence, ...], kept: list[Tensor], q_1NHd: Tensor, k_1NGd: Tensor, v_1NGd: Tensor
+) -> Tensor:
+    kept += [k_1NGd, v_1NGd]
+    outs, at = [], 0
+    for sequence in sequences:
+        S = max(call.kv_len for call in sequence.calls)
+        keys_1SGd, values_1SGd = (x.new_zeros(1, S, *x.shape[2:]) for x in (k_1NGd, v_1NGd))
+        for call in sequence.calls:
+            tokens = slice(at, at + len(call.tokens))
+            at = tokens.stop
+            slots = slice(call.start_pos, call.start_pos + len(call.tokens))
+            keys_1SGd[:, slots], values_1SGd[:, slots] = k_1NGd[:, tokens], v_1NGd[:, tokens]
+            outs.append(attend(q_1NHd[:, tokens], keys_1SGd[:, : call.kv_len], values_1SGd[:, : call.kv_len], None))
+    return torch.cat(outs, dim=1)
+
+
+def _take_logits(
+    weights: Weights,
+    sequences: tuple[Sequence, ...],
+    x_RD: Tensor,
+    take: Take,
+    report: Report,
+) -> None:
+    """The output layer over some rows at a time, a slice of the vocabulary at a time."""
+    calls = [(i, j, len(call.rows)) for i, sequence in enumerate(sequences) for j, call in enumerate(sequence.calls)]
+    V = weights.model.config.vocab_size
+    at = 0
+    while calls:
+        batch = [calls.pop(0)]
+        while calls and sum(K for *_, K in batch) + calls[0][2] <= ROWS:
+            batch.append(calls.pop(0))
+        R = sum(K for *_, K in batch)
+        report(f"logits of rows {at + R}/{len(x_RD)}")
+        logits_RV = torch.empty(R, V)
+        for start in range(0, V, VOCAB):
+            head_WD = _floats(weights, "lm_head.weight", x_RD.dtype, slice(start, min(V, start + VOCAB)))
+            logits_RV[:, start : start + VOCAB] = product(x_RD[at : at + R], head_WD).float()
+        weights.release("lm_head.")
+        weights.release("embed_tokens.")  # of a tied model
+        at += R
+        for (i, j, _), logits_KV in zip(batch, logits_RV.split([K for *_, K in batch]), strict=True):
+            take(i, j, logits_KV)

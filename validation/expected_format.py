@@ -1,0 +1,62 @@
+"""What the bytes of a program must show, worked out from its recipe and its model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from model import DreamEdge, DreamEdgeConfig
+from model.dream import rope_cos_sin
+from recipes.blocks import Attention, Backend, LinearQuant, Recipe
+from recipes.packing import tensor_sha256
+from recipes.stored import Weights
+from validation.format import ExpectedFormat
+
+
+def expected_format(
+    weights: Weights, recipe: Recipe, max_seq_len: int, max_rows: int, metadata: dict[str, Any]
+) -> ExpectedFormat:
+    """What the bytes of the program must show for this recipe and this quantized model."""
+    config = weights.model.config
+    with torch.device("meta"):
+        shapes = [(m.out_features, m.in_features) for m in DreamEdge(config).modules() if isinstance(m, nn.Linear)]
+    D, S, d = config.hidden_size, max_seq_len, config.head_dim
+    itemsize = getattr(torch, recipe.dtype.value).itemsize
+    caches = 2 * config.num_hidden_layers * S * config.num_key_value_heads * d * itemsize
+    # What lives at once between two delegates: x, q, k, v, the attention's output, positions; and the logits.
+    activations = 6 * S * D * itemsize + 4 * max_rows * config.vocab_size
+    if recipe.attention is Attention.delegated:
+        # A delegate is given copies of the keys and values of one layer, while it makes those of the next.
+        activations += 4 * S * config.num_key_value_heads * d * itemsize
+    return ExpectedFormat(
+        weight_types=tuple(recipe.weight_types),
+        outside_ops=tuple(recipe.outside_ops),
+        linear_shapes=tuple(shapes),
+        helper_shapes=((1, D), (d, d)) if recipe.backend is Backend.xnnpack else (),
+        weights=weights.digests | constant_digests(config, S, recipe),
+        bytes_per_weight=ideal_bytes_per_weight(shapes, recipe.linear, itemsize),
+        planned_memory=recipe.bounds.planned_memory * (caches + activations),
+        metadata=metadata,
+    )
+
+
+def constant_digests(config: DreamEdgeConfig, max_seq_len: int, recipe: Recipe) -> dict[str, list[str]]:
+    """sha256 of what no checkpoint file holds: the tables that turn queries and keys, and the norms' eps."""
+    dtype = getattr(torch, recipe.dtype.value)
+    cos_1S1d, sin_1S1d = rope_cos_sin(config, torch.arange(max_seq_len)[None], dtype)
+    constants = {"rope.cos": cos_1S1d, "rope.sin": sin_1S1d}
+    if recipe.backend is Backend.xnnpack:  # elsewhere it is no constant, but an argument
+        constants["norms.eps"] = torch.tensor(config.rms_norm_eps, dtype=torch.float32)
+    return {name: [tensor_sha256(constant)] for name, constant in constants.items()}
+
+
+def ideal_bytes_per_weight(shapes: list[tuple[int, int]], quant: LinearQuant | None, itemsize: int) -> float:
+    """Of the linear layers: weights, and their scales (bfloat16 of int4, float32 of int8)."""
+    if quant is None:
+        return float(itemsize)
+    weights = sum(rows * columns for rows, columns in shapes)
+    groups = sum(rows * (columns // quant.group_size if quant.group_size else 1) for rows, columns in shapes)
+    scales = groups * (2 if quant.weight_bits == 4 else 4)
+    return quant.weight_bits / 8 + scales / weights

@@ -1,0 +1,155 @@
+"""The figures of validation: what a program gave against what eager gave, each with its bound."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from validation.format import ExpectedFormat, ProgramFormat
+from validation.logits import Summary
+from validation.reference import Expected, Reference
+from validation.replay import Replay
+
+# Above this, in steps of an activation's int8 grid, no rounding went the other way in any measured call: eager
+# and XNNPACK differ there by float32 rounding alone. See docs/validation.md.
+TIE_MARGIN = 1e-4
+IDENTICAL_DB = 200.0  # stands for "no difference at all"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured value and its bound. where: the case that gave the value."""
+
+    group: str
+    name: str
+    value: float
+    bound: float
+    at_least: bool
+    where: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.value >= self.bound if self.at_least else self.value <= self.bound  # NaN is never ok
+
+    def __str__(self) -> str:
+        relation = "at least" if self.at_least else "at most"
+        where = f" ({self.where})" if self.where else ""
+        return f"{self.group}: {self.name} is {self.value:.6g}, must be {relation} {self.bound:.6g}{where}"
+
+
+def sqnr_db(expected: Tensor, actual: Tensor) -> float:
+    """Signal to noise: 10 log10(sum expected^2 / sum (expected - actual)^2); NaN if anything is not finite."""
+    if not torch.isfinite(actual).all():
+        return math.nan
+    # Row by row: over a whole tensor torch adds in an order that depends on how many threads there are.
+    noise = (expected.double() - actual.double()).pow(2).sum(-1).sum().item()
+    signal = expected.double().pow(2).sum(-1).sum().item()
+    if noise == 0:
+        return IDENTICAL_DB
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def fidelity(reference: Reference, replay: Replay, bounds: dict[str, float]) -> list[Figure]:
+    """The program against the same model in eager, call by call; the worst counts."""
+    calls = [(where, sqnr_db(e.eager, actual.vector), e.tie_margin) for where, e, actual in _calls(reference, replay)]
+    worst = _worst((db, where) for where, db, _ in calls)
+    figures = [Figure("fidelity", "fidelity_db", worst[0], bounds["fidelity_db"], True, worst[1])]
+    exact = [(db, where) for where, db, margin in calls if margin > TIE_MARGIN]
+    if not exact:
+        # In a wide quantized network every call has a tie; `changed_weights` then shows that each weight is right.
+        return [replace(figures[0], where=f"{worst[1]}; no call is free of rounding ties")]
+    worst = _worst(exact)
+    where = f"{worst[1]}; {len(exact)} of {len(calls)} calls are free of rounding ties"
+    return [*figures, Figure("fidelity", "fidelity_exact_db", worst[0], bounds["fidelity_exact_db"], True, where)]
+
+
+def quality(reference: Reference, replay: Replay, bounds: dict[str, float]) -> list[Figure]:
+    """The program against the float32 model, over the rows that predict masks of whole sequences."""
+    pairs = [(where, e.float32, actual) for where, e, actual in _calls(reference, replay) if e.float32 is not None]
+    expected, actual = torch.cat([e.vector for _, e, _ in pairs]), torch.cat([a.vector for _, _, a in pairs])
+    top1 = torch.cat([e.top1 == a.top1 for _, e, a in pairs]).double().mean().item()
+    kl = torch.cat([kl_divergence(e, a) for _, e, a in pairs]).mean().item()
+    cosine = _worst(
+        (torch.cosine_similarity(e.vector.double(), a.vector.double(), dim=-1).min().item(), w) for w, e, a in pairs
+    )
+    distance = _worst((-(e.values - a.values).abs().max().item(), w) for w, e, a in pairs)
+    return [
+        Figure("quality", "top1_agreement", top1, bounds["top1_agreement"], True, f"{len(expected)} rows"),
+        Figure("quality", "kl_divergence", kl, bounds["kl_divergence"], False, f"mean of {len(expected)} rows"),
+        Figure("quality", "sqnr_db", sqnr_db(expected, actual), bounds["sqnr_db"], True),
+        Figure("quality", "cosine", cosine[0], bounds["cosine"], True, cosine[1]),
+        Figure("quality", "max_abs_diff", -distance[0], bounds["max_abs_diff"], False, distance[1]),
+    ]
+
+
+def kl_divergence(expected: Summary, actual: Summary) -> Tensor:
+    """Nats, float64 [K]. Tokens that were not kept count as one: it is at most the divergence over all tokens."""
+    log_p, log_q = (torch.cat([s.values, s.rest[:, None]], dim=1).double().log_softmax(-1) for s in (expected, actual))
+    terms = log_p.exp() * (log_p - log_q)
+    return torch.where(log_p == -torch.inf, 0.0, terms).sum(-1)
+
+
+def repeatability(first: Replay, second: Replay) -> Figure:
+    """Two processes must give the same bits, for the calls that both ran."""
+    differ = [
+        f"{name}/{i}"
+        for name, digests in second.digests.items()
+        for i, digest in enumerate(digests)
+        if digest != first.digests[name][i]
+    ]
+    n, repeated = (sum(map(len, run.digests.values())) for run in (first, second))
+    where = ", ".join(differ[:3]) or (f"{repeated} of {n} calls, the shortest" if repeated < n else "")
+    return Figure("repeatability", "calls_that_differ", len(differ), 0, False, where)
+
+
+def metadata(replay: Replay, expected: ExpectedFormat) -> Figure:
+    """What the program says of itself, against what it was made with."""
+    names = sorted(replay.metadata.keys() | expected.metadata.keys())
+    wrong = [name for name in names if replay.metadata.get(name) != expected.metadata.get(name)]
+    return Figure("format", "wrong_metadata", len(wrong), 0, False, ", ".join(wrong))
+
+
+def program_format(found: ProgramFormat, expected: ExpectedFormat) -> list[Figure]:
+    """Proof of the format: what the bytes of the program hold, against what the recipe promises."""
+    operators = [f"{name} x{n}" for name, n in found.operators.items() if name not in expected.outside_ops]
+    figures = []
+    if expected.outside_ops:
+        figures.append(Figure("format", "unexpected_operators", len(operators), 0, False, ", ".join(operators)))
+    model = Counter(expected.linear_shapes)
+    mine = [w for w in found.linears if w.datatype in expected.weight_types and model[w.shape] > 0]
+    if expected.weight_types:
+        missing = model - Counter(w.shape for w in mine)
+        others = Counter((w.datatype, w.shape) for w in found.linears)
+        for weight_type in expected.weight_types:
+            others -= Counter({(weight_type, shape): n for shape, n in model.items()})
+        surplus = [f"{t} {list(s)}" for t, s in others if s not in expected.helper_shapes or t not in ("fp32", "fp16")]
+        wrong = [f"no {'/'.join(expected.weight_types)} weight of {list(shape)}" for shape in missing] + surplus
+        inputs = [w for w in mine if w.datatype.startswith("q") and w.input_datatype != "qdint8"]
+        wrong += [f"{w.datatype} weight with {w.input_datatype} activations" for w in inputs]
+        figures.append(Figure("format", "wrong_linear_weights", len(wrong), 0, False, "; ".join(wrong[:4])))
+        n_weights = sum(w.shape[0] * w.shape[1] for w in mine)
+        per_weight = sum(w.n_bytes for w in mine) / n_weights if n_weights else math.nan
+        ideal = expected.bytes_per_weight
+        figures.append(
+            Figure("format", "bytes_per_weight", per_weight, 1.01 * ideal, False, f"the recipe's ideal is {ideal:.4f}")
+        )
+    changed = [name for name, digests in expected.weights.items() if found.constants.keys().isdisjoint(digests)]
+    figures.append(Figure("format", "changed_weights", len(changed), 0, False, ", ".join(changed[:4])))
+    planned = sum(found.planned_memory)
+    figures.append(Figure("format", "planned_memory", planned, expected.planned_memory, False, "bytes"))
+    return figures
+
+
+def _calls(reference: Reference, replay: Replay) -> Iterator[tuple[str, Expected, Summary]]:
+    for sequence, expected in zip(reference.sequences, reference.expected, strict=True):
+        for i, (e, actual) in enumerate(zip(expected, replay.logits[sequence.name], strict=True)):
+            yield f"{sequence.name}, call {i}", e, actual
+
+
+def _worst(values: Iterable[tuple[float, str]]) -> tuple[float, str]:
+    return min(values, key=lambda pair: -math.inf if math.isnan(pair[0]) else pair[0])

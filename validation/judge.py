@@ -1,0 +1,121 @@
+"""The judge: a program, its recorded calls and its recipe in, figures with their bounds out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.blocks import Recipe
+from runtime.artifact import MANIFEST_FILE, REFERENCE_FILE, ArtifactError, read_manifest
+from runtime.program import MODEL_FILE
+from validation.figures import Figure, fidelity, metadata, program_format, quality, repeatability
+from validation.format import ExpectedFormat, ProgramFormat, read_format
+from validation.reference import Reference, load_reference
+from validation.replay import Answers, Replay, replay
+from validation.solved import Solved
+
+# The bounds of a recipe that decide without a task.
+BOUNDS = ("fidelity_db", "fidelity_exact_db", "top1_agreement", "kl_divergence", "sqnr_db", "cosine", "max_abs_diff")
+
+
+# Bytes of the program times tokens of its second run: 970 tokens of Dream-7B in int4, two and a half minutes on a slow
+# processor, where all calls take twelve. A program of up to a fifth of that size repeats all of them.
+REPEATED = 2**42
+
+
+@dataclass(frozen=True)
+class Measured:
+    """figures: with their bounds. replay: the first of two runs."""
+
+    reference: Reference
+    figures: list[Figure]
+    replay: Replay
+    format: ProgramFormat
+
+
+@dataclass(frozen=True)
+class Validated:
+    """float32_answers: the float32 model's, to the task that the program solved, if any."""
+
+    figures: list[Figure]
+    measured: Measured
+    expected_format: ExpectedFormat
+    solved: Solved | None
+    float32_answers: Answers | None
+
+    @property
+    def ok(self) -> bool:
+        return all(figure.ok for figure in self.figures)
+
+
+def check_artifact(folder: Path) -> Measured:
+    """Everything that an artifact can show by itself. Raises `ArtifactError`, `ProgramError`, `ReferenceError`."""
+    manifest = read_manifest(folder)
+    reference_file = folder / REFERENCE_FILE
+    bounds, expected = expectations(folder, manifest)
+    return measure(folder / MODEL_FILE, reference_file, load_reference(reference_file), bounds, expected)
+
+
+def expectations(folder: Path, manifest: dict[str, Any]) -> tuple[dict[str, float], ExpectedFormat]:
+    """What the manifest demands of the program."""
+    try:
+        bounds = {name: finite(manifest["recipe"]["bounds"][name]) for name in BOUNDS}
+        expected = manifest["expected_format"]
+        shapes = {
+            key: tuple((int(rows), int(columns)) for rows, columns in expected[key])
+            for key in ("linear_shapes", "helper_shapes")
+        }
+        return bounds, ExpectedFormat(
+            weight_types=tuple(map(str, expected["weight_types"])),
+            outside_ops=tuple(map(str, expected["outside_ops"])),
+            linear_shapes=shapes["linear_shapes"],
+            helper_shapes=shapes["helper_shapes"],
+            weights={str(name): [str(d) for d in digests] for name, digests in expected["weights"].items()},
+            bytes_per_weight=finite(expected["bytes_per_weight"]),
+            planned_memory=finite(expected["planned_memory"]),
+            metadata=dict(expected["metadata"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ArtifactError(f"{folder / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}") from error
+
+
+def finite(value: Any) -> float:
+    """Raises `ValueError` for what is no number to compare with."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"a bound of {value!r}")
+    return float(value)
+
+
+def measure(
+    pte: Path, reference_file: Path, reference: Reference, bounds: dict[str, float], expected: ExpectedFormat
+) -> Measured:
+    """Run the program twice over the recorded calls, each time in a new process, and take it apart.
+
+    The second time over as many calls as `REPEATED` allows.
+    """
+    found = read_format(pte)
+    first = replay(pte, reference_file, planned_memory=expected.planned_memory)
+    repeated = REPEATED // max(1, pte.stat().st_size)
+    second = replay(pte, reference_file, solve=False, planned_memory=expected.planned_memory, tokens=repeated)
+    figures = [
+        *fidelity(reference, first, bounds),
+        *quality(reference, first, bounds),
+        *program_format(found, expected),
+        metadata(first, expected),
+        repeatability(first, second),
+    ]
+    return Measured(reference, figures, first, found)
+
+
+def figure_dict(figure: Figure) -> dict[str, Any]:
+    """As the manifest keeps it; JSON has no infinity and no NaN."""
+    entry = asdict(figure) | {"ok": figure.ok}
+    if not math.isfinite(figure.value):
+        entry["value"] = str(figure.value)
+    return entry
+
+
+def bounds_of(recipe: Recipe) -> dict[str, float]:
+    return {name: float(value) for name, value in vars(recipe.bounds).items()}

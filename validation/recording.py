@@ -1,0 +1,224 @@
+"""What validation runs: calls in every use of the contract, and what eager gives for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from model import DreamEdgeConfig
+from validation.settings import MIN_PROMPTS
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from recipes.stored import Weights
+from runtime.errors import UsageError
+from runtime.tokenizer import encode
+from validation.eager import run_by_layer
+from validation.logits import Summary, summarize, top_columns
+from validation.reference import Call, Expected, Reference, Sequence, Task
+from validation.settings import TaskConfig, ValidationConfig
+from validation.tasks import read_prompts
+
+Report = Callable[[str], None]
+
+MAX_BLOCK = 32
+N_SHORT, N_SHORT_CANDIDATES = 5, 48  # of each kind
+
+
+def prompts_of(
+    tokenizer: Tokenizer | None,
+    config: DreamEdgeConfig,
+    task: TaskConfig,
+    validation: ValidationConfig,
+    max_seq_len: int,
+) -> list[Tensor]:
+    """Prompts of the task, int64 [P] each, by the checkpoint's own tokenizer; random tokens without one.
+
+    Cut to half of max_seq_len, so that there is room for an answer.
+    """
+    n = max(validation.n_prompts, task.n_solve)
+    room = max(1, max_seq_len // 2)
+    if task.prompts is not None and tokenizer is not None:
+        encoded = [encode(tokenizer, text)[:room] for text in read_prompts(Path(task.prompts))[:n]]
+        usable = [torch.tensor(ids) for ids in encoded if ids]
+        if len(usable) < MIN_PROMPTS:
+            raise UsageError(f"{task.prompts}: {len(usable)} prompts that hold text, at least {MIN_PROMPTS} are needed")
+        return usable
+    generator = torch.Generator().manual_seed(validation.seed)
+    vocab = torch.arange(config.vocab_size)
+    vocab = vocab[vocab != config.mask_token_id]
+    length = min(room, 24)
+    return [vocab[torch.randint(len(vocab), (length,), generator=generator)] for _ in range(validation.n_prompts)]
+
+
+def make_reference(
+    quantized: Weights,
+    float32: Weights,
+    prompts: list[Tensor],
+    task: Task | None,
+    n_new: int,
+    settings: ValidationConfig,
+    max_seq_len: int,
+    max_rows: int,
+    report: Report,
+) -> Reference:
+    """The recorded calls with what eager gives. quantized: as the recipe made the model; float32: as it was."""
+    whole = whole_sequences(float32, prompts, n_new, settings, max_seq_len, max_rows, report)
+    config = float32.model.config
+    contract = contract_sequences(prompts, config.mask_token_id, max_seq_len, max_rows)
+    candidates = short_candidates(prompts)
+    expected = record(quantized, float32, (*whole, *contract, *candidates), report)
+    n = len(whole) + len(contract)
+    chosen = [*range(n), *(n + i for i in freest_of_ties(candidates, expected[n:]))]
+    sequences = (*whole, *contract, *renumbered(candidates, [i - n for i in chosen[n:]]))
+    return Reference(sequences, tuple(expected[i] for i in chosen), task)
+
+
+def whole_sequences(
+    float32: Weights,
+    prompts: list[Tensor],
+    new_tokens: int,
+    settings: ValidationConfig,
+    S: int,
+    max_rows: int,
+    report: Report,
+) -> tuple[Sequence, ...]:
+    """Prompts with half-written answers, from all masks to few, as generation sees them.
+
+    Rows are those that are read: the one before a mask predicts it. The answers are the model's own before it was
+    quantized, all of their tokens written at once.
+    """
+    mask_id = float32.model.config.mask_token_id
+    generator = torch.Generator().manual_seed(settings.seed)
+    asked = []
+    for prompt in prompts[: settings.n_prompts]:
+        n_new = min(new_tokens, S - len(prompt))
+        tokens = torch.cat([prompt, torch.full((n_new,), mask_id)])
+        rows = torch.arange(len(prompt) - 1, len(tokens) - 1)
+        asked.append(Sequence("answer", (Call(tokens, 0, len(tokens), rows),)))
+
+    def write(i: int, _: int, logits_KV: Tensor) -> None:
+        logits_KV[:, mask_id] = -torch.inf
+        asked[i].calls[0].tokens[-len(logits_KV) :] = logits_KV.argmax(-1)
+
+    run_by_layer(float32, tuple(asked), write, torch.float32, lambda detail: report(f"answers, {detail}"))
+    sequences = []
+    for i, sequence in enumerate(asked):
+        tokens, n_new = sequence.calls[0].tokens, len(sequence.calls[0].rows)
+        P = len(tokens) - n_new
+        hidden = torch.rand(n_new, generator=generator) < 1 - i / settings.n_prompts
+        hidden[int(torch.randint(n_new, (1,), generator=generator))] = True
+        tokens[P:][hidden] = mask_id
+        rows = (hidden.nonzero()[:, 0] + P - 1)[:max_rows]
+        sequences.append(Sequence(f"whole-{i:03d}", (Call(tokens, 0, len(tokens), rows),)))
+    return tuple(sequences)
+
+
+def contract_sequences(prompts: list[Tensor], mask_id: int, S: int, max_rows: int) -> tuple[Sequence, ...]:
+    """Every other use of the contract, on the first prompt; S, max_seq_len, is at least 4."""
+    L = min(len(prompts[0]) + MAX_BLOCK, S)
+    tokens = torch.cat([prompts[0], torch.full((L,), mask_id)])[:L]
+    P = L - min(MAX_BLOCK, L // 2)  # the block is [P, L)
+    middle = (P + L) // 2
+    other = prompts[-1].repeat(L)[: middle - P]
+
+    def block(start: int, tokens: Tensor, kv_len: int) -> Call:
+        return Call(tokens, start, kv_len, torch.arange(len(tokens))[:max_rows])
+
+    def rows(*rows: int) -> Call:
+        return Call(tokens, 0, L, torch.tensor(rows))
+
+    whole, last = block(0, tokens, L), block(P, tokens[P:], L)
+    prefill = Call(tokens[:P], 0, P, torch.tensor([P - 1]))
+    longest = torch.cat([*prompts, torch.full((S,), mask_id)])[:S]
+    spread = torch.linspace(0, S - 1, min(8, max_rows)).long()
+    return (
+        Sequence("prefill-then-block", (prefill, last, last)),
+        Sequence("rewrite-inside", (whole, block(P, other, L), block(P, tokens[P:middle], L))),
+        Sequence("suffix-hidden", (whole, block(P, other, middle), block(middle, tokens[middle:], L))),
+        Sequence("rows-subset", (rows(L - 1, 0, L // 2), rows(1))),
+        Sequence("one-token", tuple(block(i, tokens[i : i + 1], i + 1) for i in range(4))),
+        Sequence("one-inside", (whole, block(P - 1, tokens[:1], L), block(0, tokens[P : P + 1], L))),
+        Sequence("max-length", (Call(longest, 0, S, spread), block(S - 1, longest[-1:], S))),
+    )
+
+
+def short_candidates(prompts: list[Tensor]) -> tuple[Sequence, ...]:
+    """Calls of a few tokens: two to four at once; two, then more after them; four, then some of them again."""
+    candidates = []
+    for i in range(N_SHORT_CANDIDATES):
+        tokens = prompts[i % len(prompts)].roll(-5 * i).repeat(4)[:4]
+        n, m = 2 + i % 3, 1 + i % 2
+
+        def call(tokens: Tensor, start: int, kv_len: int) -> Call:
+            return Call(tokens, start, kv_len, torch.arange(len(tokens)))
+
+        candidates += [
+            Sequence("short", (call(tokens[:n], 0, n),)),
+            Sequence("short-append", (call(tokens[:2], 0, 2), call(tokens[2 : 2 + m], 2, 2 + m))),
+            Sequence("short-rewrite", (call(tokens, 0, 4), call(tokens[:m], 1, 4))),
+        ]
+    return tuple(candidates)
+
+
+def freest_of_ties(candidates: tuple[Sequence, ...], expected: list[tuple[Expected, ...]]) -> list[int]:
+    """Of each kind those in which no activation comes near a rounding tie: here a single wrong weight shows.
+
+    In longer calls of a quantized model some activation always sits so near a tie that float32 rounding moves it
+    to another integer, and one such step drowns the effect of a wrong weight. See docs/validation.md.
+    """
+    chosen = []
+    for kind in dict.fromkeys(candidate.name for candidate in candidates):
+        mine = [i for i, candidate in enumerate(candidates) if candidate.name == kind]
+        chosen += sorted(mine, key=lambda i: -expected[i][-1].tie_margin)[:N_SHORT]
+    return chosen
+
+
+def renumbered(candidates: tuple[Sequence, ...], chosen: list[int]) -> list[Sequence]:
+    seen: Counter[str] = Counter()
+    sequences = []
+    for i in chosen:
+        kind = candidates[i].name
+        sequences.append(Sequence(f"{kind}-{seen[kind]:02d}", candidates[i].calls))
+        seen[kind] += 1
+    return sequences
+
+
+def record(
+    quantized: Weights, float32: Weights, sequences: tuple[Sequence, ...], report: Report = lambda _: None
+) -> list[tuple[Expected, ...]]:
+    """What eager gives for every call: the quantized model's, and for whole sequences the float32 model's too."""
+    whole = tuple(sequence for sequence in sequences if sequence.name.startswith("whole"))
+    wide: dict[str, tuple[Summary, Tensor]] = {}
+
+    def keep(i: int, _: int, logits_KV: Tensor) -> None:
+        columns_KC = top_columns(logits_KV)
+        wide[whole[i].name] = summarize(logits_KV, columns_KC), columns_KC
+
+    run_by_layer(float32, whole, keep, torch.float32, lambda detail: report(f"float32, {detail}"))
+    eager: dict[tuple[int, int], Tensor] = {}
+
+    def keep_eager(i: int, j: int, logits_KV: Tensor) -> None:
+        eager[i, j] = summarize(logits_KV).vector
+
+    margins = run_by_layer(quantized, sequences, keep_eager, None, lambda detail: report(f"quantized, {detail}"))
+    expected = []
+    for i, (sequence, row) in enumerate(zip(sequences, margins, strict=True)):
+        float32_summary, columns = wide.get(sequence.name, (None, None))
+        expected.append(tuple(Expected(eager[i, j], float32_summary, columns, m) for j, m in enumerate(row)))
+    return expected
+
+
+def task_of(tokenizer: Tokenizer | None, prompts: list[Tensor], task: TaskConfig, max_seq_len: int) -> Task | None:
+    """The prompts that are to be solved, if the checkpoint can read the task."""
+    if not task.n_solve or task.prompts is None or tokenizer is None:
+        return None
+    chosen = [prompt for prompt in prompts[: task.n_solve] if len(prompt) + task.new_tokens <= max_seq_len]
+    return Task(tuple(chosen), task.new_tokens, task.threshold) if chosen else None

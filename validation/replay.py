@@ -1,0 +1,207 @@
+"""Run recorded calls through a `.pte` in a process of its own: a crash there is a verdict here.
+
+python -m validation.replay MODEL.pte REFERENCE.safetensors OUTPUT.safetensors PLANNED_MEMORY [--solve] [--tokens N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, fields
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from runtime.generation import generate
+from runtime.limits import end_if_call_hangs, end_if_loading_hangs, how_it_ended, restrict_to_program
+from runtime.memory import memory, peak_rss
+from runtime.options import Network
+from runtime.program import Program, ProgramError, executorch_runtime
+from validation.logits import Summary, digest, summarize
+from validation.reference import Reference, ReferenceError, Task, load_reference
+
+
+@dataclass(frozen=True)
+class Answers:
+    """To the N prompts of a task. tokens: int64 [N, n_new]. steps: int64 [N, n_new], from 0, that wrote each."""
+
+    tokens: Tensor
+    steps: Tensor
+
+
+@dataclass(frozen=True)
+class Replay:
+    """logits[name of the sequence][i]: what is kept of call i's. digests: sha256 of the bits of all of them.
+
+    seconds: by sequence, what each call took. answers: to the task, if any. peak_rss, anonymous: bytes, of the process
+    that ran the program, at its peak and at its end. metadata: the program's constant methods.
+    """
+
+    logits: dict[str, list[Summary]]
+    digests: dict[str, list[str]]
+    seconds: dict[str, list[float]]
+    answers: Answers | None
+    load_seconds: float
+    run_seconds: float
+    peak_rss: int
+    anonymous: int
+    metadata: dict[str, Any]
+
+
+def replay(
+    pte: Path, reference: Path, solve: bool = True, planned_memory: float = 0, tokens: int | None = None
+) -> Replay:
+    """solve: also answer the task's prompts. planned_memory: bytes that the program may plan for.
+
+    tokens: that the sequences may have in all, the shortest first; None for all sequences.
+
+    Raises `ProgramError` with the runtime's words, also when it crashed, hung, or took more memory than such a program
+    needs.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "output.safetensors"
+        command = [
+            sys.executable,
+            "-m",
+            "validation.replay",
+            str(pte.resolve()),  # its folder is not ours
+            str(reference.resolve()),
+            str(output),
+            str(planned_memory),
+            *(["--solve"] * solve),
+            *([] if tokens is None else ["--tokens", str(tokens)]),
+        ]
+        # Where this package was found, the child finds it.
+        root = str(Path(__file__).resolve().parent.parent)
+        # What holds a call's logits goes back to the system at once: the allocator would keep it beside the program.
+        env = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+        child = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", cwd=root, env=env, check=False
+        )
+        if child.returncode != 0:
+            said = how_it_ended(child, "running")
+            raise ProgramError(said if pte.name in said or reference.name in said else f"{pte}: {said}")
+        try:
+            return _read_output(output)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise ProgramError(f"{pte}: the process that ran it ended early: {error}") from error
+
+
+def _read_output(output: Path) -> Replay:
+    logits: dict[str, list[Summary]] = {}
+    with safe_open(output, framework="pt") as opened:
+        header = json.loads(opened.metadata()["replay"])
+        for name, n_calls in header["sequences"].items():
+            logits[name] = [
+                Summary(**{f.name: opened.get_tensor(f"{name}/{i}/{f.name}") for f in fields(Summary)})
+                for i in range(n_calls)
+            ]
+        answers = None
+        if header["has_task"]:
+            answers = Answers(**{f.name: opened.get_tensor(f"task/{f.name}") for f in fields(Answers)})
+    kept = ("digests", "seconds", "load_seconds", "run_seconds", "peak_rss", "anonymous", "metadata")
+    return Replay(logits=logits, answers=answers, **{key: header[key] for key in kept})
+
+
+def _run(
+    program: Program, reference: Reference, task: Task | None
+) -> tuple[dict[str, Tensor], dict[str, list[str]], dict[str, list[float]]]:
+    """(tensors of the summaries and answers, digests and seconds by sequence)."""
+    outputs: dict[str, Tensor] = {}
+    digests: dict[str, list[str]] = {}
+    seconds: dict[str, list[float]] = {}
+    for sequence, expected in zip(reference.sequences, reference.expected, strict=True):
+        forward = program.start()
+        for i, (call, asked) in enumerate(zip(sequence.calls, expected, strict=True)):
+            started = time.perf_counter()
+            try:
+                logits_KV = forward(call.tokens, call.start_pos, call.kv_len, call.rows)[0]
+            except (ProgramError, ValueError) as error:
+                T, K = len(call.tokens), len(call.rows)
+                asks = f"{T} tokens from {call.start_pos}, kv_len {call.kv_len}, {K} rows"
+                raise ProgramError(f"{sequence.name}, call {i} ({asks}): {error}") from error
+            seconds.setdefault(sequence.name, []).append(time.perf_counter() - started)
+            summary = summarize(logits_KV, asked.columns)
+            if summary.vector.shape != asked.eager.shape:
+                shapes = [list(vector.shape) for vector in (summary.vector, asked.eager)]
+                raise ProgramError(f"{sequence.name}, call {i}: logits of {shapes[0]}, recorded are {shapes[1]}")
+            digests.setdefault(sequence.name, []).append(digest(logits_KV))
+            for field, tensor in vars(summary).items():
+                outputs[f"{sequence.name}/{i}/{field}"] = tensor.contiguous().clone()
+    if task is not None:
+        outputs |= {f"task/{name}": tensor for name, tensor in vars(solve(program, task)).items()}
+    return outputs, digests, seconds
+
+
+def shortest(reference: Reference, tokens: int) -> Reference:
+    """Of its sequences the shortest, so many that they have at most `tokens` in all; in their order."""
+    lengths = [sum(len(call.tokens) for call in sequence.calls) for sequence in reference.sequences]
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+    totals = accumulate(lengths[i] for i in by_length)
+    chosen = sorted(i for i, total in zip(by_length, totals, strict=True) if total <= tokens)
+    sequences, expected = reference.sequences, reference.expected
+    return Reference(tuple(sequences[i] for i in chosen), tuple(expected[i] for i in chosen), reference.task)
+
+
+def solve(network: Network, task: Task) -> Answers:
+    """The program's, or in eager those to compare with."""
+    solved = generate(network, task.prompts, max_new_tokens=task.n_new, alg="maskgit_plus", threshold=task.threshold)
+    was_mask = solved.history[:, :, -task.n_new :] == network.mask_id
+    return Answers(torch.stack(solved.answers), (was_mask.sum(0) - 1).contiguous())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("pte", "reference", "output"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("planned_memory", type=float)
+    parser.add_argument("--solve", action="store_true")
+    parser.add_argument("--tokens", type=int)
+    args = parser.parse_args()
+    pte: Path = args.pte
+    try:
+        reference = load_reference(args.reference)
+        if args.tokens is not None:
+            reference = shortest(reference, args.tokens)
+        task = reference.task if args.solve else None
+        n_bytes = pte.stat().st_size
+        longest = max((len(call.tokens) for sequence in reference.sequences for call in sequence.calls), default=0)
+        executorch_runtime()  # what it imports is not the program's
+        restrict_to_program(n_bytes, args.planned_memory, longest)
+        end_if_loading_hangs(n_bytes)
+        started = time.perf_counter()
+        program = Program.open(pte)
+        loaded = time.perf_counter()
+        program.before_call = lambda T: end_if_call_hangs(T, n_bytes)
+        outputs, digests, seconds = _run(program, reference, task)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        ended = time.perf_counter()
+    except (ProgramError, ReferenceError, ValueError, OSError) as error:
+        sys.exit(str(error))
+    header = {
+        "sequences": {sequence.name: len(sequence.calls) for sequence in reference.sequences},
+        "digests": digests,
+        "seconds": seconds,
+        "has_task": task is not None,
+        "load_seconds": loaded - started,
+        "run_seconds": ended - loaded,
+        "metadata": asdict(program.metadata),
+        "peak_rss": peak_rss(),
+        "anonymous": memory()["anonymous"],
+    }
+    save_file(outputs, args.output, metadata={"replay": json.dumps(header)})
+
+
+if __name__ == "__main__":
+    main()

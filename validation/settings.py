@@ -1,0 +1,50 @@
+"""What validation is told: the task to solve, and how much to look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from runtime.errors import UsageError
+from validation.tasks import load_checker, read_prompts
+
+
+@dataclass
+class ValidationConfig:
+    seed: int = 0
+    n_prompts: int = 32
+
+
+@dataclass
+class TaskConfig:
+    name: str = MISSING
+    prompts: str | None = None
+    checker: str | None = None
+    new_tokens: int = 32
+    threshold: float | None = None
+    n_solve: int = 0
+
+
+MIN_PROMPTS = 8
+
+
+def check_settings(task: TaskConfig, settings: ValidationConfig) -> None:
+    """Before the long work. Raises `UsageError` for settings that nothing can be validated with."""
+    if settings.n_prompts < MIN_PROMPTS:
+        raise UsageError(f"validation.n_prompts {settings.n_prompts}: at least {MIN_PROMPTS} make a figure of quality")
+    if not 0 <= settings.seed < 2**63:
+        raise UsageError(f"validation.seed {settings.seed}: must be from 0 to 2**63 - 1")
+    if task.new_tokens < 1:
+        raise UsageError(f"task.new_tokens {task.new_tokens}: must be at least 1")
+    if task.n_solve < 0:
+        raise UsageError(f"task.n_solve {task.n_solve}: must be at least 0")
+    if task.threshold is not None and not 0 <= task.threshold <= 1:
+        raise UsageError(f"task.threshold {task.threshold}: is a probability, 0 to 1")
+    if task.n_solve and (task.prompts is None or task.checker is None):
+        raise UsageError(f"task.n_solve {task.n_solve}: solving takes task.prompts and task.checker")
+    if task.checker is not None:
+        load_checker(Path(task.checker))
+    if task.prompts is not None:
+        read_prompts(Path(task.prompts))

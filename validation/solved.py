@@ -1,0 +1,42 @@
+"""How many prompts of a task a model solves, as a figure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from runtime.tokenizer import decode
+from validation.figures import Figure
+from validation.reference import Task
+from validation.tasks import load_checker
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Shares (0..1) of n task prompts: by the float32 model in eager, and by the program."""
+
+    task: str
+    n: int
+    float32: float
+    program: float
+
+
+def share_solved(tokenizer: Tokenizer, checker: Path, task: Task, answers: Tensor) -> float:
+    check = load_checker(checker)
+    solved = [
+        check(decode(tokenizer, prompt.tolist()), decode(tokenizer, answer.tolist()))
+        for prompt, answer in zip(task.prompts, answers, strict=True)
+    ]
+    return sum(solved) / len(solved)
+
+
+def solved_figure(solved: Solved, drop: float) -> Figure:
+    bound = 100 * solved.float32 - drop
+    where = f"{solved.n} prompts of {solved.task}; the float32 model solves {100 * solved.float32:.1f}"
+    return Figure("quality", "solved_percent", 100 * solved.program, bound, True, where)
