@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from evidence.dsse import open_envelope
+from evidence.signature import open_envelope
 from runtime.artifact import (
     MANIFEST_FILE,
     PROVENANCE_FILE,

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from recipes.blocks import Recipe
+from recipes.options import Recipe
 from runtime.artifact import MANIFEST_FILE, SCHEMA_VERSION, sha256
 from runtime.processor import machine
 from runtime.program import CONTRACT_VERSION, MODEL_FILE

@@ -1,4 +1,7 @@
-"""What Dream is: the network, its static cache, its checkpoints. Knows torch, nothing of export."""
+"""What Dream is: the network, its static cache, its checkpoints.
+
+Knows torch, nothing of quantization or export.
+"""
 
 from model.cache import StaticKVCache
 from model.checkpoint import CheckpointError, load_hf_model

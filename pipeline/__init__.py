@@ -1,4 +1,7 @@
-"""The road from a Dream checkpoint to a validated artifact: load, quantize, export, lower, validate, package."""
+"""The road from a Dream checkpoint to an artifact: load, quantize, export, lower, validate, package.
+
+Each stage a file of its name, `road.py` their order; `cli.py` and `commands/` the command line over them.
+"""
 
 from __future__ import annotations
 

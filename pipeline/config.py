@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.schema import SCHEMAS
-from recipes.blocks import Recipe
+from recipes.options import Recipe
 from runtime.errors import UsageError
 from runtime.processor import native_float16
 from validation.settings import TaskConfig

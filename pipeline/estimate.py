@@ -19,7 +19,7 @@ from model import CheckpointError, ConfigError, DreamEdge, DreamEdgeConfig
 from model.checkpoint import read_config, weight_files
 from pipeline.export import lengths
 from pipeline.schema import RunConfig
-from recipes.blocks import Attention, EmbeddingQuant, LinearQuant, Recipe
+from recipes.options import Attention, EmbeddingQuant, LinearQuant, Recipe
 from report.tables import mib, table
 from runtime.errors import InputError, OutputError, ResourceError
 from validation.eager import ROWS, TOKENS, VOCAB

@@ -26,8 +26,8 @@ from pipeline.estimate import Estimate
 from pipeline.load import Loaded
 from pipeline.lower import Lowered
 from pipeline.schema import RunConfig
-from report.data import report_data
 from report.page import PAGE_FILE, REPORT_FILE, render_report
+from report.report_json import report_data
 from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE
 from runtime.errors import OutputError
 from runtime.tokenizer import TOKENIZER_FILE
@@ -82,7 +82,7 @@ def package(
 ) -> dict[str, Any]:
     """Complete the staging folder: tokenizer files, `model.bpte`, the reports, the manifest, and what made it all.
 
-    noise: `report.data.noise_of`. Whatever tokenizer files the checkpoint has, an artifact has a tokenizer.json.
+    noise: `report.report_json.noise_of`. Whatever tokenizer files the checkpoint has, an artifact has a tokenizer.json.
     """
     for file in loaded.tokenizer_files:
         shutil.copyfile(file, folder / file.name)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from pipeline.load import Loaded
 from recipes import packing, quantization, stored
-from recipes.blocks import Recipe
+from recipes.options import Recipe
 from recipes.quantization import QuantizationError
 from recipes.stored import Weights, open_stored, store
 from runtime.artifact import sha256

@@ -15,7 +15,7 @@ from pipeline.quantize import quantize
 from pipeline.schema import RunConfig
 from pipeline.validate import validate
 from recipes.stored import Weights
-from report.data import noise_of
+from report.report_json import noise_of
 from runtime.artifact import REFERENCE_FILE
 from runtime.errors import ValidationError
 from runtime.program import MODEL_FILE

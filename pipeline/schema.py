@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from recipes.blocks import Recipe
+from recipes.options import Recipe
 from validation.settings import TaskConfig, ValidationConfig
 
 

@@ -19,7 +19,7 @@ from executorch.exir import (
     to_edge_transform_and_lower,
 )
 
-from recipes.blocks import Backend
+from recipes.options import Backend
 from recipes.retracing import decomposed_once, shapes_computed_once
 from recipes.stored import Weights
 from recipes.xnnpack import adapted_lowering

@@ -7,7 +7,7 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from recipes.blocks import Backend
+from recipes.options import Backend
 
 
 def packed_digests(model: nn.Module, backend: Backend) -> dict[str, list[str]]:

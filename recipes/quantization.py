@@ -16,7 +16,7 @@ from torchao.quantization import (
 from torchao.quantization.granularity import Granularity, PerAxis, PerGroup
 
 from model import DreamEdge
-from recipes.blocks import Dtype, EmbeddingQuant, LinearQuant
+from recipes.options import Dtype, EmbeddingQuant, LinearQuant
 
 
 class QuantizationError(ValueError):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from model import DreamEdge
 from model.dream import DecoderLayer, RMSNorm, apply_rope, attend, rope_cos_sin
-from recipes.blocks import Attention, Backend
+from recipes.options import Attention, Backend
 
 CONTRACT_VERSION = 1
 

@@ -26,7 +26,7 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
 
 from model import DreamEdge
 from model.pages import release
-from recipes.blocks import Backend, Recipe
+from recipes.options import Backend, Recipe
 from recipes.packing import pack_int4, packed_digests, unpack_int4
 from recipes.quantization import QuantizationError, check_sizes, quantize_module
 

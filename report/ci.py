@@ -5,28 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
-from pipeline.schema import ValidateConfig
-from report.files import check_output, write_text
+from report.files import write_text
 from runtime.errors import PipelineError, one_line
 from validation.figures import Figure
 
 LONGEST = 300  # characters of a text that an artifact or an error brings
 
 
-def check_reports(config: ValidateConfig) -> None:
-    """Before the long work. Raises `OutputError`."""
-    for file in (config.summary, config.junit):
-        if file is not None:
-            check_output(Path(file))
+def write_reports(
+    artifact: Path, summary: Path | None, junit_file: Path | None, figures: list[Figure], error: PipelineError | None
+) -> None:
+    """summary, junit_file: where to, None for nowhere. error: what ended the validation before there were figures.
 
-
-def write_reports(config: ValidateConfig, figures: list[Figure], error: PipelineError | None) -> None:
-    """error: what ended the validation before there were figures. Raises `OutputError`."""
-    name = Path(config.artifact).resolve().name
-    if config.summary is not None:
-        write_text(Path(config.summary), markdown(name, figures, error))
-    if config.junit is not None:
-        write_text(Path(config.junit), junit(name, figures, error))
+    Raises `OutputError`.
+    """
+    name = artifact.resolve().name
+    if summary is not None:
+        write_text(summary, markdown(name, figures, error))
+    if junit_file is not None:
+        write_text(junit_file, junit(name, figures, error))
 
 
 def markdown(name: str, figures: list[Figure], error: PipelineError | None) -> str:

@@ -1,1 +1,4 @@
-"""The harness: `pytest runtime_tests --artifact DIR` runs it against any artifact folder."""
+"""The harness: `pytest runtime_tests --artifact DIR` runs it against any artifact folder.
+
+Needs the artifact alone: no checkpoint, no torchao, no Hydra.
+"""

@@ -20,8 +20,8 @@ from rich.progress import track
 
 from model import DreamEdge, DreamEdgeConfig
 from model.checkpoint import hf_name
-from recipes.blocks import Attention, Backend, Dtype, EmbeddingQuant, LinearQuant
 from recipes.lowering import lower_program
+from recipes.options import Attention, Backend, Dtype, EmbeddingQuant, LinearQuant
 from recipes.quantization import quantize_model
 from recipes.static_program import StaticProgram, export_program, metadata
 from report.tables import table

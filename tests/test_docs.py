@@ -77,7 +77,7 @@ def test_commands_exist() -> None:
 def test_the_example_recipe_is_one() -> None:
     from omegaconf import OmegaConf
 
-    from recipes.blocks import Recipe
+    from recipes.options import Recipe
 
     (example,) = blocks((ROOT / "docs" / "recipes.md").read_text(), "yaml")
     recipe = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.create(example))

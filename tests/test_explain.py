@@ -20,7 +20,7 @@ from model import load_hf_model
 from pipeline.config import load_recipe
 from pipeline.load import load
 from pipeline.quantize import quantize
-from recipes.blocks import Backend
+from recipes.options import Backend
 from recipes.stored import Weights, in_memory
 from runtime.artifact import MANIFEST_FILE, REFERENCE_FILE
 from runtime.program import MODEL_FILE

@@ -20,8 +20,8 @@ from torch.fx import GraphModule
 
 from model import DreamEdge, DreamEdgeConfig
 from recipes import exporter, lowering, retracing, xnnpack
-from recipes.blocks import Attention, Backend, Dtype, LinearQuant
 from recipes.lowering import lower_program
+from recipes.options import Attention, Backend, Dtype, LinearQuant
 from recipes.quantization import quantize_model
 from recipes.static_program import StaticProgram, export_program, metadata
 from runtime import Program

@@ -112,8 +112,8 @@ def test_what_is_no_program_is_said_to_be_none(artifact: Path, tmp_path: Path) -
 
 def test_another_contract_version_is_refused(tmp_path: Path) -> None:
     from model import DreamEdgeConfig
-    from recipes.blocks import Attention, Backend
     from recipes.lowering import lower_program
+    from recipes.options import Attention, Backend
     from recipes.static_program import StaticProgram, export_program, metadata
 
     sizes = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}

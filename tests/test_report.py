@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipeline.commands.explain import Explained, explain_page
-from report import data
+from report import report_json
 from report.comparison import compare_page, compared_artifacts
 from report.page import MEANINGS, bound_text, figure_text, render_report
 from report.plots import costliest, noise_plots
@@ -249,14 +249,14 @@ def test_logits_that_are_no_numbers_are_shown_as_such(build: Build) -> None:
     )
     measured = Measured(reference, [], replay, ProgramFormat({}, (), {}, (), (), {}))
     manifest, report = failed(build("dream_sudoku", "int4_xnnpack"))
-    seen: dict[str, Any] = {"calls": data._calls(measured), "differences": data._differences(measured)}
-    seen |= {"agreement": data._agreement(measured)}
+    seen: dict[str, Any] = {"calls": report_json._calls(measured), "differences": report_json._differences(measured)}
+    seen |= {"agreement": report_json._agreement(measured)}
     assert seen["calls"][0]["fidelity_db"] is None
     assert seen["differences"]["not_finite"] == 1
     assert [group["kl"] for group in seen["agreement"]["masks"]] == [None]
     json.dumps(seen, allow_nan=False)
     assert "1 are not finite" in render_report(manifest, report | seen)
     replay = replace(replay, logits={"whole-000": [summarize(torch.full((3, 8), torch.nan))]})
-    nothing = data._differences(replace(measured, replay=replay))
+    nothing = report_json._differences(replace(measured, replay=replay))
     assert nothing["median"] is None
     assert "no logit is a number" in render_report(manifest, report | {"differences": nothing}).lower()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model import DreamEdge, load_hf_model
 from pipeline.config import load_recipe
-from recipes.blocks import Backend
+from recipes.options import Backend
 from recipes.stored import in_memory
 from runtime.artifact import REFERENCE_FILE, read_manifest
 from tests.checkpoints import GOLDEN, ROOT, Build

@@ -9,7 +9,7 @@ from torch import nn
 
 from model import DreamEdge, DreamEdgeConfig
 from model.dream import rope_cos_sin
-from recipes.blocks import Attention, Backend, LinearQuant, Recipe
+from recipes.options import Attention, Backend, LinearQuant, Recipe
 from recipes.packing import tensor_sha256
 from recipes.stored import Weights
 from validation.format import ExpectedFormat

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.blocks import Recipe
+from recipes.options import Recipe
 from runtime.artifact import MANIFEST_FILE, REFERENCE_FILE, ArtifactError, read_manifest
 from runtime.program import MODEL_FILE
 from validation.figures import Figure, fidelity, metadata, program_format, quality, repeatability

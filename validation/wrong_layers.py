@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from recipes.blocks import Bounds
+from recipes.bounds import Bounds
 from recipes.stored import Weights
 from runtime.program import ProgramError
 from validation.eager import embed, keys_and_values, n_tokens, run_head, run_layers

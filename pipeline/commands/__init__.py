@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import load_recipe, names_of
@@ -27,19 +29,23 @@ def _run(config: Any) -> None:
 def _validate(config: Any) -> None:
     from pipeline.commands.validate import revalidate
     from pipeline.display import Display
-    from report.ci import check_reports, write_reports
+    from report.ci import write_reports
+    from report.files import check_output
     from report.summary import show_figures
 
-    check_reports(config)
+    summary, junit = (None if file is None else Path(file) for file in (config.summary, config.junit))
+    for file in filter(None, (summary, junit)):
+        check_output(file)  # before the long work
+    write = partial(write_reports, Path(config.artifact), summary, junit)
     console = out()
     display = Display(console)
     try:
         with display.live():
             figures = revalidate(config, display)
     except PipelineError as error:
-        write_reports(config, [], error)
+        write([], error)
         raise
-    write_reports(config, figures, None)
+    write(figures, None)
     show_figures(console, figures)
 
 

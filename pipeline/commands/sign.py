@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from evidence.dsse import key_id, private_key, seal
 from evidence.integrity import ENVELOPE_FILE, as_it_stands, check_whole
+from evidence.signature import key_id, private_key, seal
 from pipeline.schema import SignConfig
 from report.files import write_json
 from runtime.errors import ValidationError

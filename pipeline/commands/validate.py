@@ -20,7 +20,7 @@ from pipeline.lower import lower
 from pipeline.quantize import quantize
 from pipeline.schema import ExportConfig, PinnedBounds, RunConfig, ValidateConfig
 from pipeline.validate import validate
-from recipes.blocks import Recipe
+from recipes.options import Recipe
 from runtime.artifact import MANIFEST_FILE, REFERENCE_FILE, ArtifactError, read_manifest, sha256
 from runtime.errors import BadArtifactError, InputError, OutputError, UsageError
 from runtime.program import MODEL_FILE, ProgramError

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from evidence.dsse import is_signed, key_id, public_key
 from evidence.integrity import ENVELOPE_FILE, as_it_stands, check_signatures, check_whole, signed_by
+from evidence.signature import is_signed, key_id, public_key
 from pipeline.schema import VerifyConfig
 from runtime.errors import BadArtifactError
 

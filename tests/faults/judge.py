@@ -11,8 +11,8 @@ from typing import Any
 
 from model import DreamEdge, load_hf_model
 from pipeline.commands.validate import config_of, same_export
-from recipes.blocks import Recipe
 from recipes.lowering import lower_program
+from recipes.options import Recipe
 from recipes.quantization import quantize_model
 from recipes.static_program import StaticProgram, export_program, metadata
 from recipes.stored import Weights, in_memory

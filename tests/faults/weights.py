@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model import DreamEdge
-from recipes.blocks import LinearQuant, Recipe
+from recipes.options import LinearQuant, Recipe
 from recipes.quantization import quantize_model, quantize_module
 from tests.faults.network import LAYER
 

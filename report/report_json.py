@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from recipes.blocks import Dtype, Recipe
+from recipes.options import Dtype, Recipe
 from recipes.stored import Weights
 from report.files import finite
 from runtime.processor import machine
