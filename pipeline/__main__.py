@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
+
+if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]) != Path(__file__).parent.parent:
+    # `-m` looks in the user's folder first: one that has a room's name there is not ours.
+    del sys.path[0]
 
 from runtime.errors import BadArtifactError
 

@@ -20,33 +20,46 @@ from runtime.errors import UsageError
 from runtime.processor import native_float16
 from validation.settings import TaskConfig
 
-ROOT = Path(__file__).resolve().parent.parent
-CONF = ROOT / "conf"
+ROOT = Path(__file__).resolve().parent.parent  # where the rooms lie
+PACKAGE = ROOT / "pipeline"
+# conf/ and assets/ lie beside the rooms in a checkout; in an installed package, whose neighbours are others', in here.
+HOME = PACKAGE if (PACKAGE / "conf").is_dir() else ROOT
+CONF, ASSETS = HOME / "conf", HOME / "assets"
 # Rooms whose files decide what an artifact is.
 ROOMS = ("conf", "model", "recipes", "pipeline", "validation", "report", "evidence", "runtime")
 T = TypeVar("T")
 
 
 def register() -> None:
-    """Make the schema and the resolvers known to Hydra."""
+    """Make the schema and the resolvers known to Hydra. Raises `UsageError` where there is no configuration."""
+    names_of("recipe")
     for command, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"{command}_schema", node=schema)
-    # A path of this repository, wherever the command is run.
-    OmegaConf.register_new_resolver("root", lambda path: str(ROOT / path), replace=True)
+    # A path of DreamEdge's own, wherever the command is run.
+    OmegaConf.register_new_resolver("root", lambda path: str(HOME / path), replace=True)
     OmegaConf.register_new_resolver("tmp", tempfile.gettempdir, replace=True)
     OmegaConf.register_new_resolver("native_float16", lambda yes, no: yes if native_float16() else no, replace=True)
     OmegaConf.register_new_resolver("basename", lambda path: Path(path).resolve().name, replace=True)
 
 
 def source_files() -> dict[str, Path]:
-    """DreamEdge's own code and configuration, by name."""
-    files = (file for room in ROOMS for file in (ROOT / room).rglob("*") if file.suffix in (".py", ".yaml"))
-    return {file.relative_to(ROOT).as_posix(): file for file in files}
+    """DreamEdge's own code and configuration, by name: the same names in a checkout and in an installed package."""
+    files = {}
+    for room in ROOMS:
+        folder = CONF if room == "conf" else ROOT / room
+        others = {CONF, ASSETS} - {folder}
+        for file in folder.rglob("*"):
+            if file.suffix in (".py", ".yaml") and others.isdisjoint(file.parents):
+                files[f"{room}/{file.relative_to(folder).as_posix()}"] = file
+    return files
 
 
 def names_of(group: str) -> list[str]:
-    """The choices of `conf/GROUP/`."""
-    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+    """The choices of `conf/GROUP/`. Raises `UsageError` where there are none."""
+    names = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+    if not names:
+        raise UsageError(f"no {group} in {CONF / group}: DreamEdge is not installed whole; install it again")
+    return names
 
 
 def names_of_keys(command: str) -> list[str]:

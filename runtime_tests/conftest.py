@@ -11,9 +11,7 @@ from runtime import Program
 from runtime.artifact import read_manifest
 from validation.judge import Measured, check_artifact
 
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--artifact", type=Path, help="artifact folder to test")
+pytest_plugins = ["runtime_tests.plugin"]  # which an installed package brings to pytest itself
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from model import DreamEdge, load_hf_model
+from pipeline.config import ASSETS
 from runtime import generate
 
-CHECKPOINT = Path(__file__).parent.parent / "assets" / "dream_sudoku"
+CHECKPOINT = ASSETS / "dream_sudoku"
 PROMPT = list(b"1003\n030")
 NEW_TOKENS, BLOCK_LENGTH, STEPS = 16, 4, 16
 PANELS = (("no cache", None), ("prefix", "prefix"), ("dual", "dual"))

@@ -35,12 +35,13 @@ from torch import Tensor
 
 from model import DreamEdge, DreamEdgeConfig
 from model.checkpoint import hf_name
+from pipeline.config import ASSETS
 from runtime import generate
 from validation.tasks import load_checker
 
 log = logging.getLogger("train_sudoku")
 
-CHECKER = Path(__file__).parent.parent / "assets" / "tasks" / "sudoku.py"
+CHECKER = ASSETS / "tasks" / "sudoku.py"
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>"]
 VOCAB_SIZE = 288  # 256 bytes, the special tokens, and reserved ones up to a multiple of 32

@@ -33,11 +33,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """build(checkpoint name, recipe): an artifact by `python -m pipeline run`, made once. Do not change it."""
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the workers of one run share."""
     base = tmp_path_factory.getbasetemp()
-    # The workers of one run share what they built.
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "artifacts"
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def build(shared: Path) -> Build:
+    """build(checkpoint name, recipe): an artifact by `python -m pipeline run`, made once. Do not change it."""
+    folder = shared / "artifacts"
     folder.mkdir(exist_ok=True)
 
     def make(checkpoint: str, recipe: str) -> Path:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline import config
 from pipeline.__main__ import HELP
 from pipeline.commands import COMMANDS
 from runtime import errors
@@ -124,6 +125,14 @@ def test_recipes_are_listed(pipeline: Pipeline) -> None:
     assert code == 0
     assert "int4_xnnpack" in out
     assert "groups of 32" in out
+
+
+@pytest.mark.parametrize("command", ["recipes", "run", "inspect"])
+def test_an_installation_without_recipes_says_so(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    monkeypatch.setattr(config, "CONF", tmp_path / "conf")
+    assert "not installed whole" in refused(2, command)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import torch
 from model import load_hf_model
 from model.checkpoint import weight_files
 from scripts.make_checkpoint import read_shape, write_checkpoint
+from tests.checkpoints import ROOT
 
-ROOT = Path(__file__).parent.parent
 TINY = """
 vocab_size: 64
 hidden_size: 32

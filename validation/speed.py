@@ -23,6 +23,7 @@ from runtime.generation import Generation, generate
 from runtime.limits import died_of
 from runtime.memory import memory, peak_rss
 from runtime.program import Program, ProgramError, executorch_runtime
+from validation.child import HOME
 
 LOADS = 3
 CALLS = 10  # of a length, for each repeat
@@ -167,9 +168,7 @@ def run_bench(pte: Path, settings: Settings, tell: Callable[[str], None]) -> dic
     """What `validation.speed` found. Raises `BadArtifactError`."""
     command = [sys.executable, "-m", "validation.speed", str(pte.resolve()), json.dumps(asdict(settings))]
     result: dict[str, Any] | None = None
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parent.parent
-    ) as child:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HOME) as child:
         assert child.stdout is not None
         assert child.stderr is not None
         try:
