@@ -4,7 +4,8 @@ Knows torch, nothing of quantization or export.
 """
 
 from model.cache import StaticKVCache
-from model.checkpoint import CheckpointError, load_hf_model
+from model.checkpoint import load_hf_model
+from model.checkpoint_files import CheckpointError
 from model.config import ConfigError, DreamEdgeConfig
 from model.dream import DreamEdge
 

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from model.config import ConfigError, DreamEdgeConfig
+from model.checkpoint_files import INDEX, MAX_JSON, CheckpointError, read_config, read_weight_map, weight_files
+from model.config import DreamEdgeConfig
 from model.dream import DreamEdge
 from model.pages import release
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-MAX_JSON = 2**24  # bytes of a JSON file, and of a safetensors header; Python makes up to 25 times as many of them
+FREQUENCIES = "rotary_emb.inv_freq"  # a buffer that older code saved: it follows from rope_theta
+LISTED = 3  # wrong tensors of a kind that a message names
 _STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be loaded. The message says what is wrong, and in which file."""
 
 
 def load_hf_model(
@@ -41,9 +37,9 @@ def load_hf_model(
         copied: it stays a mapping of the file.
     optimize_cpu: sets torch's threads to the physical cores, and logs it.
 
-    Strict: raises `CheckpointError` that lists every missing, surplus, misshapen or non-finite tensor, or
-    names the file that is damaged, and `ConfigError` for a config that is not supported. Only safetensors
-    are ever opened.
+    Strict: raises `CheckpointError` for missing, surplus, misshapen or non-finite tensors, naming the first few of
+    each kind, or the file that is damaged, and `ConfigError` for a config that is not supported. Only safetensors
+    are ever opened. End tokens are those of both configs; `pipeline.load` adds its tokenizer's.
     """
     folder = Path(path)
     config = read_config(folder)
@@ -74,81 +70,6 @@ def load_hf_model(
     return model.eval(), "Dream", config
 
 
-def read_config(folder: Path) -> DreamEdgeConfig:
-    """The config of a checkpoint folder. Raises `CheckpointError` or `ConfigError`."""
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder" if not folder.exists() else f"{folder}: not a folder")
-    _check_links(folder)
-    file = folder / "config.json"
-    if not file.is_file():
-        raise CheckpointError(f"{folder}: no config.json; a checkpoint folder in Hugging Face layout is expected")
-    config = _read_json(file)
-    try:
-        return DreamEdgeConfig.from_hf(config)
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from None
-
-
-def _check_links(folder: Path) -> None:
-    """Raises `CheckpointError` for a file that is a link to elsewhere: its content is not the checkpoint's.
-
-    Hugging Face's cache keeps the files of `snapshots/REVISION/` as links into `blobs/` beside it.
-    """
-    here = folder.resolve()
-    homes = [here, *([here.parent.parent / "blobs"] if here.parent.name == "snapshots" else [])]
-    with os.scandir(folder) as entries:
-        links = sorted(entry.name for entry in entries if entry.is_symlink())
-    for file in map(folder.joinpath, links):
-        if file.suffix in (".json", ".safetensors", ".txt", ".jinja"):
-            try:
-                target = file.resolve()
-            except (OSError, RuntimeError) as error:  # a link to itself
-                raise CheckpointError(f"{file}: a link that leads nowhere: {error}") from error
-            if not any(target.is_relative_to(home) for home in homes):
-                raise CheckpointError(f"{file}: a link out of the checkpoint's folder, to {target}")
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder, in order. Raises `CheckpointError`."""
-    index = folder / INDEX
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if not index.is_file():
-        pickles = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt*"))
-        hint = f"; {', '.join(pickles)} may hold pickled code and is never opened: convert it" if pickles else ""
-        raise CheckpointError(f"{folder}: no {WEIGHTS} and no {INDEX}{hint}")
-    names = sorted(set(_weight_map(index).values()))
-    with os.scandir(folder) as entries:
-        present = {entry.name for entry in entries if entry.is_file()}
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index}: {name!r} is not a safetensors file of this folder")
-        if name not in present:
-            raise CheckpointError(f"{index} names {name}, which is not there")
-    return [folder / name for name in names]
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise CheckpointError(f"{index}: weight_map must map tensor names to files")
-    return weight_map
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        if file.stat().st_size > MAX_JSON:
-            raise CheckpointError(f"{file}: {file.stat().st_size} bytes of JSON, more than {MAX_JSON}")
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except CheckpointError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: a JSON object is expected, found {type(content).__name__}")
-    return content
-
-
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of the folder, by their names there, as mappings of their files."""
     tensors: dict[str, Tensor] = {}
@@ -163,10 +84,9 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
                     tensors[key], files[key] = opened.get_tensor(key), file
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: damaged or truncated safetensors file: {error}") from error
-    if not (folder / WEIGHTS).is_file():
-        for key, shard in _weight_map(folder / INDEX).items():
-            if key not in files or files[key].name != shard:
-                raise CheckpointError(f"{folder / INDEX} says that {key} is in {shard}, but it is not")
+    for key, shard in (read_weight_map(folder) or {}).items():
+        if key not in files or files[key].name != shard:
+            raise CheckpointError(f"{folder / INDEX} says that {key} is in {shard}, but it is not")
     return tensors
 
 
@@ -179,18 +99,24 @@ def _check_header(file: Path) -> None:
 
 
 def _check(folder: Path, config: DreamEdgeConfig, shapes: dict[str, tuple[int, ...]], found: dict[str, Tensor]) -> None:
-    """Drops a redundant tied lm_head from `found`; raises `CheckpointError` that lists all that is wrong."""
-    wrong = []
+    """Drops what is redundant from `found`: a tied lm_head, frequencies.
+
+    Raises `CheckpointError` that says what is wrong, of each kind the first few.
+    """
+    _check_names(folder, shapes, found)
+    wrong: dict[str, list[str]] = {
+        kind: [] for kind in ("missing", "wrong shape", "wrong type", "NaN or infinite values")
+    }
     for key, shape in shapes.items():
         tensor = found.get(key)
         if tensor is None:
-            wrong.append(f"missing: {key} {list(shape)}")
+            wrong["missing"].append(f"{key} {list(shape)}")
         elif tuple(tensor.shape) != shape:
-            wrong.append(f"wrong shape: {key} is {list(tensor.shape)}, the config asks for {list(shape)}")
+            wrong["wrong shape"].append(f"{key} is {list(tensor.shape)}, the config asks for {list(shape)}")
         elif tensor.dtype not in _STORED_DTYPES:
-            wrong.append(f"wrong type: {key} is {tensor.dtype}, expected float32, float16 or bfloat16")
+            wrong["wrong type"].append(f"{key} is {tensor.dtype}, expected float32, float16 or bfloat16")
         elif not _is_finite(tensor):
-            wrong.append(f"NaN or infinite values: {key}")
+            wrong["NaN or infinite values"].append(key)
         if tensor is not None:
             release(tensor)
     head, embedding = found.get("lm_head.weight"), found.get("model.embed_tokens.weight")
@@ -198,10 +124,61 @@ def _check(folder: Path, config: DreamEdgeConfig, shapes: dict[str, tuple[int, .
         if torch.equal(head, embedding):
             del found["lm_head.weight"]
         else:
-            wrong.append("tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight")
-    wrong += [f"surplus: {key} {list(found[key].shape)}" for key in found if key not in shapes]
-    if wrong:
-        raise CheckpointError(f"{folder}: {len(wrong)} wrong tensor(s): " + "; ".join(wrong))
+            wrong["tie_word_embeddings is true, but"] = ["lm_head.weight differs from model.embed_tokens.weight"]
+    for key in [key for key in found if key.endswith(FREQUENCIES)]:
+        del found[key]
+    wrong["surplus"] = [f"{key} {list(found[key].shape)}" for key in found if key not in shapes]
+    if any(wrong.values()):
+        raise CheckpointError(f"{folder}: {_wrong_tensors(wrong)}{_remedy(shapes, found)}")
+
+
+def _wrong_tensors(wrong: dict[str, list[str]]) -> str:
+    listed = []
+    for kind, tensors in wrong.items():
+        # A name may be as long as its file.
+        listed += [f"{kind}: {name if len(name) <= 120 else f'{name[:120]}…'}" for name in tensors[:LISTED]]
+        listed += [f"and {len(tensors) - LISTED} more {kind}"] if len(tensors) > LISTED else []
+    return f"{sum(map(len, wrong.values()))} wrong tensor(s): " + "; ".join(listed)
+
+
+def _remedy(shapes: Iterable[str], found: Iterable[str]) -> str:
+    """What a known set of missing tensors means."""
+    missing = set(shapes).difference(found)
+    if missing == {"lm_head.weight"}:
+        return (
+            '; if the output layer shares the weight of the embedding, config.json must say "tie_word_embeddings": true'
+        )
+    if missing and all(name.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias")) for name in missing):
+        return "; a network without biases of q, k and v is not Dream's"
+    return ""
+
+
+def _check_names(folder: Path, expected: Iterable[str], found: Iterable[str]) -> None:
+    """Raises `CheckpointError` where most names have a prefix too many, as wrappers leave it, or one too few."""
+    expected, found = {*expected, "lm_head.weight"}, set(found)
+    for names, others, said, remedy in (
+        (
+            found,
+            expected,
+            "begin with",
+            "save the network without its wrapper, or the tensors by their names without it",
+        ),
+        (expected, found, "lack", "save the whole network, or the tensors by their names with it"),
+    ):
+        prefix, n = next(iter(_prefixes(names, others).most_common(1)), ("", 0))
+        if 2 * n > len(found):
+            raise CheckpointError(f"{folder}: {n} of {len(found)} tensors' names {said} {prefix[:120]!r}: {remedy}")
+
+
+def _prefixes(names: Iterable[str], others: set[str]) -> Counter[str]:
+    """How many names are each prefix, up to some dot, and then a name of the others."""
+    longest = max(map(len, others), default=0)  # names may be as long as their file
+    return Counter(
+        name[:at]
+        for name in names
+        for at in range(max(1, len(name) - longest), len(name))
+        if name[at - 1] == "." and name[at:] in others
+    )
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -174,7 +174,7 @@ class DreamEdge(nn.Module):
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        return (self.config.eos_token_id,)
+        return self.config.eos_ids
 
     @property
     def block_length(self) -> int:

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from model import CheckpointError, ConfigError, DreamEdge, DreamEdgeConfig
-from model.checkpoint import read_config, weight_files
+from model.checkpoint_files import read_config, weight_files
 from pipeline.export import lengths
 from pipeline.schema import RunConfig
 from recipes.options import Attention, EmbeddingQuant, LinearQuant, Recipe

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model import CheckpointError, ConfigError, DreamEdge, DreamEdgeConfig, load_hf_model
-from model.checkpoint import INDEX, weight_files
+from model.checkpoint_files import INDEX, weight_files
 from runtime.artifact import sha256
-from runtime.chat import chat_template
+from runtime.chat import end_tokens
 from runtime.errors import InputError
 from runtime.tokenizer import load_tokenizer
 
@@ -30,7 +30,10 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Loaded:
-    """weights: bytes of the weight files. digests: sha256 by file name. tokenizer_files: those that are there."""
+    """weights: bytes of the weight files. digests: sha256 by file name. tokenizer_files: those that are there.
+
+    The model's config, which is `config`, has the end tokens of the tokenizer and its chat template too.
+    """
 
     model: DreamEdge
     config: DreamEdgeConfig
@@ -52,7 +55,7 @@ def load(folder: Path) -> Loaded:
     largest = max(tokenizer.get_vocab().values(), default=0) if tokenizer is not None else 0
     if largest >= config.vocab_size:
         raise InputError(f"{folder}: its tokenizer has id {largest}, its network knows 0..{config.vocab_size - 1}")
-    chat_template(folder)
+    model.config = config = replace(config, eos_token_id=(*config.eos_ids, *end_tokens(folder, tokenizer)))
     hashed = [folder / "config.json", *files, *([folder / INDEX] if (folder / INDEX).is_file() else [])]
     return Loaded(
         model=model,

@@ -243,7 +243,7 @@ def metadata(model: DreamEdge, max_seq_len: int, max_rows: int, attention: Atten
         "get_vocab_size": config.vocab_size,
         "get_n_layers": config.num_hidden_layers,
         "get_bos_id": config.bos_token_id,
-        "get_eos_ids": [config.eos_token_id],
+        "get_eos_ids": list(config.eos_ids),
         "get_pad_id": config.pad_token_id,
         "get_mask_id": config.mask_token_id,
         "get_block_length": min(model.block_length, max_seq_len),

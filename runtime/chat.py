@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import InputError, UsageError
 from runtime.limits import LimitError, limited
+from runtime.tokenizer import special_tokens
 from runtime.tokenizer_files import CONFIG, in_one_line, read_object, read_text
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from tokenizers import Tokenizer
 
 TEMPLATE_SECONDS, TEMPLATE_BYTES = 10, 2**28  # that a chat template may take
 
@@ -106,3 +108,33 @@ def chat_template(folder: Path) -> str | None:
     if template is not None and not isinstance(template, str):
         raise InputError(f"{folder / CONFIG}: chat_template: {short(template)} is no text")
     return template
+
+
+def end_tokens(folder: Path, tokenizer: Tokenizer | None) -> list[int]:
+    """Ids of the tokens that end an answer: the tokenizer's `eos_token`, and the chat template's end of turn.
+
+    None without a tokenizer. Raises `InputError` for files or a template that are broken.
+    """
+    template = chat_template(folder)
+    if tokenizer is None:
+        return []
+    names = special_tokens(folder)
+    ids = [tokenizer.token_to_id(names["eos_token"])] if "eos_token" in names else []
+    if template is not None:
+        ids.append(_end_of_turn(folder, template, names, tokenizer))
+    return [i for i in ids if i is not None]
+
+
+def _end_of_turn(folder: Path, template: str, names: dict[str, str], tokenizer: Tokenizer) -> int | None:
+    """The added token that the template writes after what an assistant said; None if there is none."""
+    answer = "An answer like no other."
+    turns = [("user", "A question."), ("assistant", answer), ("user", "Another.")]
+    try:
+        chat = render_chat(template, [{"role": role, "content": content} for role, content in turns], names)
+    except UsageError:  # a template for other messages
+        return None
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+    after = chat.rpartition(answer)[2].lstrip() if answer in chat else ""
+    added = {token.content: index for index, token in tokenizer.get_added_tokens_decoder().items()}
+    return added.get(max((token for token in added if after.startswith(token)), key=len, default=""))

@@ -30,7 +30,8 @@ def test_metadata_is_the_manifests(program: Program, manifest: dict[str, Any]) -
     assert found.get_mask_id == model["mask_token_id"]
     assert found.get_pad_id == model["pad_token_id"]
     assert found.get_bos_id == model["bos_token_id"]
-    assert found.get_eos_ids == (model["eos_token_id"],)
+    ends = model["eos_token_id"]
+    assert found.get_eos_ids == (tuple(ends) if isinstance(ends, list) else (ends,))
     assert found.logits_shift == 1
     assert found.use_kv_cache
     assert found.enable_dynamic_shape

@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model import ConfigError, DreamEdge, DreamEdgeConfig
-from model.checkpoint import INDEX, hf_name
+from model.checkpoint import hf_name
+from model.checkpoint_files import INDEX
 
 SHARD_BYTES = 2 * 1024**3
 SLICE = 2**22  # numbers that are drawn at once

@@ -200,7 +200,7 @@ def train(args: argparse.Namespace) -> DreamEdge:
                 [
                     to_tokens(torch.stack([p for p, _ in batch])),
                     to_tokens(torch.stack([g for _, g in batch])),
-                    torch.full((len(batch), n_eos), CONFIG.eos_token_id),
+                    torch.full((len(batch), n_eos), CONFIG.eos_ids[0]),
                 ],
                 dim=1,
             )

@@ -50,6 +50,7 @@ def chatty(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "eos_token": names[300], "pad_token": names[300], "mask_token": names[317], "chat_template": template,
     }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [300, 305]}))
     return folder
 
 
@@ -317,6 +318,18 @@ def test_tokenizer_files_of_a_real_checkpoint(pipeline: Pipeline, chatty: Path, 
     assert plain[0] == chat[0] == 0
     assert plain[1] == chat[1]
     assert re.findall(r"over (\d+) positions", plain[2]) == re.findall(r"over (\d+) positions", chat[2])
+
+
+def test_all_end_tokens_reach_the_program(chatty: Path, chatty_artifact: Path) -> None:
+    """Of config.json, generation_config.json, the tokenizer, and the end of turn of its chat template."""
+    from pipeline.load import load
+    from runtime import Program
+
+    ends = (300, 305, 302)
+    assert Program.open(chatty_artifact).eos_ids == ends
+    assert json.loads((chatty_artifact / "manifest.json").read_text())["model"]["eos_token_id"] == list(ends)
+    loaded = load(chatty)
+    assert loaded.model.eos_ids == loaded.config.eos_ids == ends
 
 
 def test_somebodys_own_task(pipeline: Pipeline, own_task: Path, chatty: Path, chatty_artifact: Path) -> None:

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -322,6 +324,23 @@ def test_stop_at_eos(program: Program) -> None:
     assert len(cut.history) < len(whole.history)
     assert cut.forward_calls < whole.forward_calls
     assert eos in whole.answers[0].tolist()
+
+
+@pytest.mark.parametrize("end", [7, 9, 300])
+def test_generation_stops_at_any_end_token(end: int) -> None:
+    network = copy(eager("gqa2"))
+    network.config = replace(network.config, eos_token_id=(300, 7, 9))
+
+    def put_end(step: int, tokens: Tensor, positions: Tensor, logits: Tensor) -> Tensor:
+        logits = logits.clone()
+        logits[:, [7, 9, 300]] = -100.0
+        logits[positions == len(PROMPT) + 5, end] = 100.0
+        return logits
+
+    cut = generate(network, PROMPT, max_new_tokens=16, block_length=4, stop_at_eos=True, on_logits=put_end)
+    assert len(cut.answers[0]) == 5
+    assert (cut.tokens[0, len(PROMPT) + 5 :] == end).all()
+    assert len(cut.history) < 16
 
 
 def test_a_block_at_the_left_edge_is_no_call_of_its_own(program: Program) -> None:

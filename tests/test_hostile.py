@@ -15,7 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from model import CheckpointError, load_hf_model
 from pipeline.config import ROOMS
@@ -61,6 +63,18 @@ def test_a_header_of_terabytes(checkpoint: Path, artifact: Path) -> None:
         load_reference(artifact / "reference.safetensors")
 
 
+def test_a_tensor_whose_name_is_a_million_parts(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "gqa2", tmp_path / "gqa2")
+    file = tmp_path / "gqa2" / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    save_file(tensors | {"a." * 2**20: torch.ones(1)}, file)
+    started = time.monotonic()
+    with pytest.raises(CheckpointError, match=r"1 wrong tensor\(s\): surplus: a\.a\.") as raised:
+        load_hf_model(tmp_path / "gqa2")
+    assert len(str(raised.value)) < 500
+    assert time.monotonic() - started < 10
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "manifest.json"])
 def test_json_of_a_gigabyte(checkpoint: Path, artifact: Path, name: str) -> None:
     folder = artifact if name == "manifest.json" else checkpoint
@@ -89,26 +103,57 @@ def test_an_index_that_leads_out(checkpoint: Path, name: str) -> None:
         load_hf_model(checkpoint)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json"])
-def test_a_checkpoint_with_a_link_out(checkpoint: Path, tmp_path: Path, name: str) -> None:
-    (tmp_path / "secret").write_text("{}")
-    (checkpoint / name).unlink(missing_ok=True)
-    (checkpoint / name).symlink_to("../secret")
-    with pytest.raises(CheckpointError, match=f"{name}: a link out of the checkpoint's folder"):
-        load_hf_model(checkpoint)
-    (checkpoint / name).unlink()
-    (checkpoint / name).symlink_to(name)  # to itself
-    with pytest.raises(CheckpointError, match=name):
-        load_hf_model(checkpoint)
+def test_links_of_a_checkpoint_are_followed(checkpoint: Path, tmp_path: Path) -> None:
+    """Its owner made them: each file may lie elsewhere, and so may what the folder's own name stands for."""
+    elsewhere, linked = tmp_path / "elsewhere", tmp_path / "linked"
+    elsewhere.mkdir()
+    for number, file in enumerate(sorted(checkpoint.iterdir())):
+        target = elsewhere / str(number)  # as in the hub's cache, where a file's name is its hash
+        file.rename(target)
+        file.symlink_to(target if number % 2 else f"../elsewhere/{number}")
+    linked.symlink_to(checkpoint)
+    assert load_hf_model(checkpoint)[1] == load_hf_model(linked)[1] == "Dream"
 
 
-def test_the_cache_of_hugging_face_is_links(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_snapshot_of_the_hubs_cache_loads(checkpoint: Path, tmp_path: Path) -> None:
+    """And a folder of links into it, links to links."""
     snapshot, blobs = tmp_path / "models--x" / "snapshots" / "main", tmp_path / "models--x" / "blobs"
     snapshot.mkdir(parents=True)
     checkpoint.rename(blobs)
+    mine = tmp_path / "mine"
+    mine.mkdir()
     for file in blobs.iterdir():
         (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
-    assert load_hf_model(snapshot)[1] == "Dream"
+        (mine / file.name).symlink_to(snapshot / file.name)
+    assert load_hf_model(snapshot)[1] == load_hf_model(mine)[1] == "Dream"
+
+
+SHARD = "model-00002-of-00003.safetensors"
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "merges.txt", "chat_template.jinja", "generation_config.json", SHARD]
+)
+def test_a_link_of_a_checkpoint_that_leads_nowhere(checkpoint: Path, name: str) -> None:
+    """Nor is a tokenizer that is such a link taken for none."""
+    (checkpoint / name).unlink(missing_ok=True)
+    (checkpoint / name).symlink_to("../blobs/absent")
+    with pytest.raises(CheckpointError, match=rf"{name}: a link to \.\./blobs/absent, which is not there"):
+        load_hf_model(checkpoint)
+    (checkpoint / name).unlink()
+    (checkpoint / name).symlink_to("second")
+    (checkpoint / "second").symlink_to(name)
+    with pytest.raises(CheckpointError, match=f"{name}: a link to second, and from there in a circle"):
+        load_hf_model(checkpoint)
+
+
+def test_a_folder_that_is_a_link_to_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "absent").symlink_to("nothing")
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(CheckpointError, match="absent: a link to nothing, which is not there"):
+        load_hf_model(tmp_path / "absent")
+    with pytest.raises(CheckpointError, match="circle: a link to circle, and from there in a circle"):
+        load_hf_model(tmp_path / "circle")
 
 
 def test_an_artifact_with_a_link(artifact: Path, tmp_path: Path) -> None:
@@ -312,7 +357,7 @@ def short_ones(artifact: Path) -> tuple[Sequence, ...]:
 def test_a_call_that_hangs_is_ended(artifact: Path) -> None:
     """As validation arms it, with a second in place of a minute."""
     code = (
-        "import time; from runtime import Program; from pathlib import Path; from runtime import limited; "
+        "import time; from runtime import Program; from pathlib import Path; from runtime import limits as limited; "
         f"p = Program.open(Path({str(artifact)!r})); p.before_call = lambda T: limited.end_if_call_hangs(T, 0); "
         "set_ = limited.signal.setitimer; limited.signal.setitimer = lambda which, s: set_(which, s / 60); "
         "p._forward = type('F', (), {'execute': lambda self, x: time.sleep(30)})(); p.forward([1], 0, 1)"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model import load_hf_model
-from model.checkpoint import weight_files
+from model.checkpoint_files import weight_files
 from scripts.make_checkpoint import read_shape, write_checkpoint
 from tests.checkpoints import ROOT
 

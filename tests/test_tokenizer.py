@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from runtime import tokenizer as module
-from runtime.chat import chat_template, render_chat
+from runtime.chat import chat_template, end_tokens, render_chat
 from runtime.errors import InputError, UsageError
 from runtime.tokenizer import decode, encode, load_tokenizer, special_tokens
 from runtime.tokenizer_files import MAX_BYTES
@@ -661,3 +661,49 @@ def test_messages_that_a_template_does_not_take(template: str, words: str) -> No
 def test_a_chat_without_messages() -> None:
     with pytest.raises(UsageError, match="at least one message"):
         render_chat(CHATML, [], {})
+
+
+# ---- End tokens ----
+
+TURN = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+ENDS: dict[str, tuple[str | None, list[str]]] = {
+    "no template": (None, ["<|endoftext|>"]),
+    "dream's": (TURN, ["<|endoftext|>", "<|im_end|>"]),
+    "the eos token": (CHATML, ["<|endoftext|>", "<|endoftext|>"]),
+    "after a line": (
+        "{% for m in messages %}{{ m.content }}\n </tool_call>{% endfor %}",
+        ["<|endoftext|>", "</tool_call>"],
+    ),
+    "only between turns": (
+        "{{ messages | map(attribute='content') | join('<|im_end|>') }}",
+        ["<|endoftext|>", "<|im_end|>"],
+    ),
+    "no token": ("{% for m in messages %}{{ m.content }}\n\n{% endfor %}", ["<|endoftext|>"]),
+    "as JSON": ("{{ messages | tojson }}", ["<|endoftext|>"]),
+    "no answers": ("{{ messages[0].content }}<|im_end|>", ["<|endoftext|>"]),
+    "other messages": ("{{ raise_exception('pictures only') }}", ["<|endoftext|>"]),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_end_tokens(tmp_path: Path, case: str) -> None:
+    """The tokenizer's own, and what the template writes after an answer, whatever it is called."""
+    template, expected = ENDS[case]
+    write(tmp_path, tokenizer_config=FULL | ({} if template is None else {"chat_template": template}))
+    assert end_tokens(tmp_path, load_tokenizer(tmp_path)) == [IDS[token] for token in expected]
+
+
+def test_end_tokens_of_an_instruct_tokenizer(tmp_path: Path) -> None:
+    """Its `eos_token` is the end of turn; a token that it has not, and a folder without a tokenizer, have no id."""
+    write(tmp_path, tokenizer_config=FULL | {"eos_token": "<|im_end|>"})
+    assert end_tokens(tmp_path, load_tokenizer(tmp_path)) == [IDS["<|im_end|>"]]
+    tokenizer = load_tokenizer(tmp_path)
+    write(tmp_path, tokenizer_config=FULL | {"eos_token": "<|nowhere|>"})
+    assert end_tokens(tmp_path, tokenizer) == []
+    assert end_tokens(tmp_path, None) == []
+
+
+def test_a_broken_template_is_refused_with_its_folder(tmp_path: Path) -> None:
+    write(tmp_path, tokenizer_config=FULL | {"chat_template": "{% if %}"})
+    tokenizer = load_tokenizer(tmp_path)
+    refused(tmp_path, "the chat template is broken", call=lambda folder: end_tokens(folder, tokenizer))
