@@ -11,7 +11,8 @@ if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]) != P
     # `-m` looks in the user's folder first: one that has a room's name there is not ours.
     del sys.path[0]
 
-from runtime.errors import BadArtifactError
+from pipeline.streams import standard_streams
+from runtime.errors import BadArtifactError, OutputError
 
 FOREIGN = ("generate", "evaluate")  # commands that run an artifact's program in their own process
 
@@ -45,6 +46,21 @@ or disk, 130 interrupted
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The exit code."""
+    is_closed = sys.stdout is None
+    with standard_streams():
+        try:
+            if is_closed:
+                raise OutputError("stdout cannot be written: it is closed")
+            code = _main(argv)
+            sys.stdout.flush()
+            return code
+        except OutputError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return error.exit_code
+
+
+def _main(argv: list[str] | None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(HELP)

@@ -17,15 +17,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.commands import COMMANDS, list_recipes
-from pipeline.config import CONF, check_keys, explain, names_of_keys, register
+from pipeline.config import CONF, as_it_stands, check_keys, explain, names_of_keys, register
 from pipeline.console import err
-from runtime.errors import INTERNAL_ERROR, INTERRUPTED, OutputError, PipelineError, UsageError, one_line
+from runtime.errors import INTERNAL_ERROR, INTERRUPTED, PipelineError, UsageError, one_line
 
 # Hydra's flags that make sense here; its others change which files are the configuration.
 FLAGS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--package", "-p", "--resolve", "--multirun", "-m"}
-# Keys whose value is taken as it stands.
+# Keys that Hydra does not get to see: their text may also be `???` or `null`, and long.
 TEXT_KEYS = {"prompt"}
 FLAGS |= {"--shell-completion", "-sc"}
+SWEEPS = {"--multirun", "-m"}
 # Flags of ours, and the key that each sets.
 OUR_FLAGS = {"inspect": {"--json": "json=true"}, "compare": {"--json": "json=true"}}
 
@@ -62,9 +63,11 @@ def _under_hydra(
                 f"did you mean {key}=...?" if key in names_of_keys(command) else f"there are {', '.join(sorted(FLAGS))}"
             )
             raise UsageError(f"no flag {argument!r}; {hint}")
-    # Text is the user's, not Hydra's: it may hold commas, braces and quotes.
+    # Text and paths are the user's, not Hydra's: they may hold commas, braces and quotes.
     texts = {key: text for key, _, text in (argument.partition("=") for argument in arguments) if key in TEXT_KEYS}
     arguments = [argument for argument in arguments if argument.partition("=")[0] not in TEXT_KEYS]
+    is_sweep = not SWEEPS.isdisjoint(arguments)
+    arguments = [as_it_stands(argument, command, is_sweep) for argument in arguments]
     register()
     # Hydra then raises what it would print; `explain` says it in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -83,6 +86,8 @@ def _under_hydra(
             hydra.main(config_path=str(CONF), config_name=command, version_base="1.3")(job)()
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 2
+    except PipelineError:
+        raise
     except Exception as error:
         # Outside the job there is only Hydra, reading what the user wrote.
         raise UsageError(explain(error, command)) from error
@@ -95,10 +100,6 @@ def exit_code(work: Callable[[], None]) -> int:
         work()
     except PipelineError as error:
         return _fail(str(error), error.exit_code)
-    except BrokenPipeError:
-        # Whoever reads the answers has closed the pipe, as head does: nothing is left to be said, and to no one.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OutputError.exit_code
     except Exception as error:  # noqa: BLE001 (the last resort: a line, not a traceback)
         return _internal(error)
     return 0

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tempfile
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.schema import SCHEMAS
+from pipeline.schema import SCHEMAS, TEXTS
 from recipes.options import Recipe
 from runtime.errors import UsageError
 from runtime.processor import native_float16
@@ -28,6 +30,23 @@ CONF, ASSETS = HOME / "conf", HOME / "assets"
 # Rooms whose files decide what an artifact is.
 ROOMS = ("conf", "model", "recipes", "pipeline", "validation", "report", "evidence", "runtime")
 T = TypeVar("T")
+# What transformers, Dream, LLaDA, lm-eval and others call our keys; a command has the first of those that it has.
+_NEW_TOKENS = ("max_new_tokens", "new_tokens")
+_LENGTH = ("max_new_tokens", "export.max_seq_len", "new_tokens")
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("gen_length", "gen_len", "max_gen_len", "max_gen_toks", "max_tokens", "num_tokens"), _NEW_TOKENS),
+    **dict.fromkeys(("max_length", "max_len"), _LENGTH),
+    **dict.fromkeys(("context_length", "max_context", "max_seq_length", "seq_len"), ("export.max_seq_len",)),
+    **dict.fromkeys(("diffusion_steps", "num_steps", "num_inference_steps"), ("steps",)),
+    **dict.fromkeys(("algorithm", "remasking"), ("alg",)),
+    **dict.fromkeys(("block_size", "block_len"), ("block_length",)),
+    "confidence_threshold": ("threshold",),
+    **dict.fromkeys(("limit", "num_samples", "n_samples"), ("n",)),
+    **dict.fromkeys(("model", "model_path", "ckpt"), ("checkpoint", "artifact")),
+    **dict.fromkeys(("output_dir", "out_dir", "output_path"), ("output",)),
+    **dict.fromkeys(("quantization", "quant", "qmode"), ("recipe",)),
+    **dict.fromkeys(("text", "input"), ("prompt",)),
+}
 
 
 def register() -> None:
@@ -67,6 +86,30 @@ def names_of_keys(command: str) -> list[str]:
     return _keys(SCHEMAS[command])
 
 
+def as_it_stands(argument: str, command: str, is_sweep: bool) -> str:
+    """`KEY=VALUE` of a path or a text in quotes, so that Hydra reads nothing into it; any other as it is.
+
+    A `~` or `~user` that a path begins with is expanded, and a sweep tries each path between commas; one that is part
+    of a path is `\\,` there. `null` is none, where there may be none. Raises `UsageError` for a path that is empty.
+    """
+    key, is_given, value = argument.partition("=")
+    hint = _hints(SCHEMAS[command]).get(key.lstrip("+"))
+    if not is_given or hint not in (str, str | None) or (value == "null" and hint is not str):
+        return argument
+    if key.lstrip("+").rpartition(".")[2] in TEXTS:
+        return f"{key}={_quoted(value)}"
+    paths = [path.replace("\\,", ",") for path in re.split(r"(?<!\\),", value)] if is_sweep else [value]
+    if not all(paths):
+        raise UsageError(f"{key} is empty: a path is expected")
+    return f"{key}={','.join(_quoted(os.path.expanduser(path)) for path in paths)}"  # noqa: PTH111 (~x may be no user)
+
+
+def _quoted(text: str) -> str:
+    """For Hydra's parser, and then for OmegaConf, which would resolve `${…}`."""
+    literal = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", text)
+    return QuotedString(literal, Quote.single).with_quotes()
+
+
 def load_recipe(name: str) -> Recipe:
     """The recipe of `conf/recipe/NAME.yaml`, checked. Raises `UsageError`."""
     return _choice("recipe", name, Recipe)
@@ -80,7 +123,7 @@ def load_task(name: str) -> TaskConfig:
 def _choice(group: str, name: str, schema: type[T]) -> T:
     names = names_of(group)
     if name not in names:
-        raise UsageError(f"no {group} {name!r}{_nearest(name, names)}; there are {', '.join(names)}")
+        raise UsageError(f"no {group} {name!r}{nearest(name, names)}; there are {', '.join(names)}")
     register()
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(CONF / group / f"{name}.yaml"))
@@ -96,7 +139,7 @@ def explain(error: Exception, command: str) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, value = str(error.missing_cfg_file).rpartition("/")
         options = [option for option in error.options or [] if option]
-        return f"no {group} {value!r}{_nearest(value, options)}; there are {', '.join(options)}"
+        return f"no {group} {value!r}{nearest(value, options)}; there are {', '.join(options)}"
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: key=value is expected"
     first, cause = _first_line(error), error.__cause__
@@ -109,7 +152,7 @@ def explain(error: Exception, command: str) -> str:
     expected = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", detail)
     if expected:
         value, options = expected[1], expected[2].split(", ")
-        return f"{key}: no value {value!r}{_nearest(value, options)}; there are {', '.join(options)}"
+        return f"{key}: no value {value!r}{nearest(value, options)}; there are {', '.join(options)}"
     return f"{key}: {detail}" if key else first
 
 
@@ -126,7 +169,7 @@ def check_keys(config: DictConfig, command: str) -> None:
 
 
 def _no_key(key: str, command: str) -> str:
-    return f"no key {key!r}{_nearest(key, names_of_keys(command))}"
+    return f"no key {key!r}{nearest(key, names_of_keys(command))}"
 
 
 def _first_line(error: BaseException) -> str:
@@ -134,23 +177,27 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _nearest(word: str, words: list[str]) -> str:
+def nearest(word: str, words: list[str]) -> str:
     by_leaf = {w.rpartition(".")[2]: w for w in reversed(words)}
-    close = difflib.get_close_matches(word, words, n=1) or [
-        by_leaf[leaf] for leaf in difflib.get_close_matches(word.rpartition(".")[2], list(by_leaf), n=1)
-    ]
+    close = [w for w in SYNONYMS.get(word, ()) if w in words] or difflib.get_close_matches(word, words, n=1)
+    close = close or [by_leaf[leaf] for leaf in difflib.get_close_matches(word.rpartition(".")[2], list(by_leaf), n=1)]
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _keys(schema: type) -> list[str]:
     """Every key that can be set, groups included, with dots."""
-    keys = []
+    return list(_hints(schema))
+
+
+def _hints(schema: type) -> dict[str, Any]:
+    """The type of each key, groups included, by its name with dots."""
+    hints = {}
     for name, hint in get_type_hints(schema).items():
-        keys.append(name)
+        hints[name] = hint
         for inner in (hint, *get_args(hint)):
             if isinstance(inner, type) and is_dataclass(inner):
-                keys += [f"{name}.{key}" for key in _keys(inner)]
-    return keys
+                hints |= {f"{name}.{key}": type_ for key, type_ in _hints(inner).items()}
+    return hints
 
 
 def _set_keys(config: DictConfig) -> list[str]:

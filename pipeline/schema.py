@@ -185,6 +185,11 @@ class CleanConfig:
     cache: str = MISSING
 
 
+# Keys of type `str`, by their last names: those that are paths, whose `~` is expanded, and other text.
+PATHS = {"artifact", "a", "b", "baseline", "cache", "checker", "checkpoint", "html", "junit", "key", "output"}
+PATHS |= {"packed_cache", "prompts", "summary"}
+TEXTS = {"description", "name", "prompt"}
+
 SCHEMAS = {
     "run": RunConfig,
     "validate": ValidateConfig,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,8 @@ from safetensors.torch import load_file, save_file
 from pipeline import config
 from pipeline.__main__ import HELP
 from pipeline.commands import COMMANDS
+from pipeline.config import _hints
+from pipeline.schema import PATHS, SCHEMAS, TEXTS
 from runtime import errors
 from tests.checkpoints import GOLDEN, ROOT, Build
 from tests.resealing import reseal
@@ -103,6 +107,17 @@ def test_help_names_every_exit_code() -> None:
         (["run", "task.checker=null"], ["task.n_solve 1000", "task.checker"]),
         (["run", "task.threshold=2"], ["task.threshold 2", "0 to 1"]),
         (["run", "task.prompts=/nowhere"], ["task.prompts", "/nowhere"]),
+        (["run", "max_length=64"], ["no key 'max_length'", "did you mean 'export.max_seq_len'"]),
+        (["run", "model=x"], ["no key 'model'", "did you mean 'checkpoint'"]),
+        (["generate", "gen_length=64"], ["no key 'gen_length'", "did you mean 'max_new_tokens'"]),
+        (["generate", "max_tokens=64"], ["no key 'max_tokens'", "did you mean 'max_new_tokens'"]),
+        (["generate", "max_length=64"], ["no key 'max_length'", "did you mean 'max_new_tokens'"]),
+        (["evaluate", "max_gen_len=64"], ["no key 'max_gen_len'", "did you mean 'max_new_tokens'"]),
+        (["evaluate", "limit=64"], ["no key 'limit'", "did you mean 'n'"]),
+        (["bench", "gen_length=64"], ["no key 'gen_length'", "did you mean 'new_tokens'"]),
+        (["run", "output="], ["output is empty"]),
+        (["run", "--multirun", "checkpoint=a,,b"], ["checkpoint is empty"]),
+        (["validate", "artifact="], ["artifact is empty"]),
         (["validate"], ["artifact is not given"]),
         (["validate", "artefact=x"], ["no key 'artefact'", "did you mean 'artifact'"]),
     ],
@@ -111,6 +126,62 @@ def test_help_names_every_exit_code() -> None:
 def test_wrong_keys_and_values(refused: Callable[..., str], arguments: list[str], words: list[str]) -> None:
     line = refused(2, *arguments)
     assert all(word in line for word in words), line
+
+
+# Each means something to Hydra's grammar, to OmegaConf, or to YAML.
+ODD_NAMES = ["2026_11_27", "1e3", "null", "true", "epoch=3", "a b, c", "[1]", "{a: 1}", "#1", "x~", "${y}", "$x", "("]
+ODD_NAMES += ["\\${y}\\", 'it\'s "so"', "a\\,b", "*?%", "数独", "  ", "a:b", "\\'"]
+
+
+@pytest.fixture
+def asked(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """What `run` gets to do."""
+
+    def run(*arguments: str) -> list[Any]:
+        configs: list[Any] = []
+        monkeypatch.setitem(COMMANDS, arguments[0], configs.append)
+        code, _, err = pipeline(*arguments)
+        assert (code, err) == (0, "")
+        return configs
+
+    return run
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_path_is_taken_as_it_stands(name: str, asked: Callable[..., list[Any]]) -> None:
+    task = f"task.prompts=/t/{name}", f"task.checker=c/{name}", f"task.name={name}"
+    (config,) = asked("run", f"checkpoint=models/{name}", f"cache=./{name}", *task, "recipe=fp32_xnnpack")
+    assert (config.checkpoint, config.cache) == (f"models/{name}", f"./{name}")
+    assert config.output == f"artifacts/{Path(name).resolve().name}-fp32_xnnpack"
+    assert (config.task.prompts, config.task.checker, config.task.name) == (f"/t/{name}", f"c/{name}", name)
+    (config,) = asked("run", f"cache={name}", f"++output={name}")
+    assert (config.output, config.cache) == (name, name)
+
+
+def test_a_sweep_of_paths(asked: Callable[..., list[Any]]) -> None:
+    """Between commas; one that is part of a path has a backslash before it."""
+    names = [name for name in ODD_NAMES if "\\" not in name]
+    checkpoints = ",".join("m/" + name.replace(",", r"\,") for name in names)
+    swept = asked("run", "--multirun", f"checkpoint={checkpoints}", "recipe=fp32_xnnpack,int8_xnnpack")
+    given = [(config.checkpoint, config.recipe.name) for config in swept]
+    assert given == [(f"m/{name}", recipe) for name in names for recipe in ("fp32_xnnpack", "int8_xnnpack")]
+
+
+def test_a_tilde_is_a_home(asked: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home of")
+    (config,) = asked("validate", "artifact=~/x", "checkpoint=~nobody-of-this-name/x", "summary=x/~", "junit=null")
+    assert (config.artifact, config.checkpoint) == ("/home of/x", "~nobody-of-this-name/x")
+    assert (config.summary, config.junit) == ("x/~", None)
+    (config,) = asked("validate", "artifact=~root")
+    assert config.artifact == pwd.getpwnam("root").pw_dir
+    assert [config.checkpoint for config in asked("run", "-m", "checkpoint=~/a,~/b")] == ["/home of/a", "/home of/b"]
+
+
+def test_every_key_of_text_is_a_path_or_not() -> None:
+    for schema in SCHEMAS.values():
+        texts = {key.rpartition(".")[2] for key, hint in _hints(schema).items() if hint in (str, str | None)}
+        assert texts <= PATHS | TEXTS
+    assert not PATHS & TEXTS
 
 
 def test_cfg_job_prints_the_config_and_builds_nothing(pipeline: Pipeline) -> None:

@@ -237,28 +237,17 @@ def test_interrupted_it_prints_what_is_done(sudoku: Path, tmp_path: Path) -> Non
     assert 0 < out.count("░") < 19
 
 
-def test_a_closed_pipe_ends_it_quietly(sudoku: Path) -> None:
+def test_a_closed_pipe_and_a_closed_stdin_end_it_in_a_line(sudoku: Path) -> None:
     lines = "\n".join([json.dumps({"prompt": PUZZLE})] * 400)
-    command = f"{sys.executable} -m pipeline generate artifact={sudoku} prompts=- threshold=0.9 | head -n 1"
-    done = subprocess.run(command, shell=True, input=lines, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert json.loads(done.stdout)["answer"] + "\n" == SOLVED
-    assert done.stderr == ""
-
-
-def test_closed_and_full_streams(sudoku: Path) -> None:
-    command = f"{sys.executable} -m pipeline generate artifact={sudoku} prompt=1 threshold=0.5"
-    for streams, code, said in [
-        (">/dev/full", 7, "the answer cannot be written: No space left"),
-        (">&-", 7, "stdout is closed"),
-        ("prompts=- <&-", 2, "stdin is closed"),
-    ]:
-        arguments = command.replace(" prompt=1", "") if "prompts" in streams else command
-        done = subprocess.run(
-            f"{arguments} {streams}", shell=True, capture_output=True, text=True, cwd=ROOT, check=False
-        )
-        assert done.returncode == code, done.stderr
+    command = f"{sys.executable} -m pipeline generate artifact={sudoku} prompts=- threshold=0.9"
+    for line, said in [(f"{command} | head -n 1", "stdout cannot be written"), (f"{command} <&-", "stdin is closed")]:
+        done = subprocess.run(line, shell=True, input=lines, capture_output=True, text=True, cwd=ROOT, check=False)
         assert said in done.stderr
         assert done.stderr.count("\n") == 1
+        if "head" in line:
+            assert json.loads(done.stdout)["answer"] + "\n" == SOLVED
+        else:
+            assert done.returncode == 2
 
 
 def test_evaluate(pipeline: Pipeline, sudoku: Path, tmp_path: Path) -> None:

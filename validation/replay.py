@@ -28,7 +28,7 @@ from runtime.limits import end_if_call_hangs, end_if_loading_hangs, how_it_ended
 from runtime.memory import memory, peak_rss
 from runtime.options import Network
 from runtime.program import Program, ProgramError, executorch_runtime
-from validation.child import HOME
+from validation.child import HOME, UTF8
 from validation.logits import Summary, digest, summarize
 from validation.reference import Reference, ReferenceError, Task, load_reference
 
@@ -84,9 +84,9 @@ def replay(
             *([] if tokens is None else ["--tokens", str(tokens)]),
         ]
         # What holds a call's logits goes back to the system at once: the allocator would keep it beside the program.
-        env = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+        env = os.environ | UTF8 | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
         child = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", cwd=HOME, env=env, check=False
+            command, capture_output=True, encoding="utf-8", errors="replace", cwd=HOME, env=env, check=False
         )
         if child.returncode != 0:
             said = how_it_ended(child, "running")

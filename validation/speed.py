@@ -7,6 +7,7 @@ begins, and at last the result.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from runtime.generation import Generation, generate
 from runtime.limits import died_of
 from runtime.memory import memory, peak_rss
 from runtime.program import Program, ProgramError, executorch_runtime
-from validation.child import HOME
+from validation.child import HOME, UTF8
 
 LOADS = 3
 CALLS = 10  # of a length, for each repeat
@@ -168,7 +169,8 @@ def run_bench(pte: Path, settings: Settings, tell: Callable[[str], None]) -> dic
     """What `validation.speed` found. Raises `BadArtifactError`."""
     command = [sys.executable, "-m", "validation.speed", str(pte.resolve()), json.dumps(asdict(settings))]
     result: dict[str, Any] | None = None
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HOME) as child:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    with subprocess.Popen(command, **pipes, errors="replace", cwd=HOME, env=os.environ | UTF8) as child:
         assert child.stdout is not None
         assert child.stderr is not None
         try:

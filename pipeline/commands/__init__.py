@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 
 from pipeline.config import load_recipe, names_of
 from pipeline.console import err, out
-from runtime.errors import OutputError, PipelineError
+from runtime.errors import PipelineError
 
 
 def _run(config: Any) -> None:
@@ -70,8 +69,6 @@ def _verify(config: Any) -> None:
 def _generate(config: Any) -> None:
     from pipeline.commands.generate import answer_lines, answer_prompt
 
-    if sys.stdout is None:
-        raise OutputError("the answer cannot be written: stdout is closed")
     (answer_prompt if config.prompts is None else answer_lines)(config, err)
 
 

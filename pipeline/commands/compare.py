@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,12 +26,12 @@ def compare(config: CompareConfig, console: Console) -> None:
     compared = compared_artifacts(a, b)
     with refusing(a, b):
         html = compare_page(compared) if config.html is not None else ""
-        listing = json.dumps(as_json(compared), allow_nan=False) if config.json else ""
+        listing = json.dumps(as_json(compared), indent=2, allow_nan=False) if config.json else ""
         tables = [] if config.json else list(_tables(compared))
     if config.html is not None:
         write_text(Path(config.html), html)
     if config.json:
-        console.print_json(listing)
+        sys.stdout.write(listing + "\n")
         return
     console.print(*tables)
     for note in compared.notes:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,16 +15,19 @@ from rich.live import Live
 from rich.text import Text
 from torch import Tensor
 
-from pipeline.schema import GenerateConfig, decoding_options
+from pipeline.config import nearest
+from pipeline.schema import DecodingConfig, GenerateConfig, decoding_options
+from pipeline.streams import shows_all
 from report.tables import mib
 from runtime.chat import chat_template, render_chat
-from runtime.errors import OutputError, UsageError
+from runtime.errors import UsageError
 from runtime.generation import Generation
 from runtime.memory import peak_rss
 from runtime.text import TextArtifact, open_text_artifact, write
 from runtime.tokenizer import decode, encode, special_tokens
 
 MASK = "░"
+LINE_KEYS = ["prompt", "messages"]
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,9 @@ def answer_prompt(config: GenerateConfig, err: Console) -> None:
         with view.live():
             answer = _answer(artifact, config, prompt, config.chat, view)
     except KeyboardInterrupt:
-        _say(sys.stdout, view.plain() + "\n")
+        _say(view.plain() + "\n")
         raise
-    _say(sys.stdout, answer.text + "\n")
+    _say(answer.text + "\n")
     err.print(_took(answer.generation), style="dim")
 
 
@@ -69,7 +73,7 @@ def answer_lines(config: GenerateConfig, err: Console) -> None:
             n_failed += 1
             err.print(f"error: {name}, line {number}: {error}", markup=False)
             result = {"line": number, "error": str(error)}
-        _say(sys.stdout, json.dumps(result, ensure_ascii=False) + "\n")
+        _say(json.dumps(result, ensure_ascii=not shows_all(sys.stdout)) + "\n")
     if n_failed or not n:
         raise UsageError(f"{name}: {n_failed} of {n} lines were not answered" if n else f"{name}: holds no line")
 
@@ -140,8 +144,8 @@ def _runs(tokens: list[int], before: list[int], mask_id: int) -> Iterator[tuple[
 def _lines(name: str) -> Iterator[tuple[int, str]]:
     """Numbered lines that are not blank. Raises `UsageError`."""
     try:
-        with _stdin() if name == "-" else Path(name).open(encoding="utf-8-sig", errors="surrogateescape") as artifact:
-            for number, line in enumerate(artifact, start=1):
+        with _stdin_lines() if name == "-" else Path(name).open(encoding="utf-8-sig", errors="surrogateescape") as file:
+            for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, line
     except OSError as error:
@@ -154,11 +158,22 @@ def _parsed(line: str, chat: bool) -> tuple[Any, bool]:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"not JSON: {error}") from error
+    surplus = [key for key in entry if key not in LINE_KEYS] if isinstance(entry, dict) else []
+    if surplus:
+        raise UsageError(_no_line_key(surplus[0]))
     if isinstance(entry, dict) and isinstance(entry.get("messages"), list) and "prompt" not in entry:
         return entry["messages"], True
     if isinstance(entry, dict) and isinstance(entry.get("prompt"), str) and "messages" not in entry:
         return entry["prompt"], chat
     raise UsageError('expected a JSON object with a "prompt" (text) or with "messages" (a list)')
+
+
+def _no_line_key(key: str) -> str:
+    close = nearest(key, LINE_KEYS)
+    option = "" if close else nearest(key, [field.name for field in fields(DecodingConfig)])
+    if option:
+        return f"no key {key!r} in a line{option} That is given to the command, for all lines"
+    return f"no key {key!r} in a line{close or '; it has a prompt or messages'}"
 
 
 def _took(generation: Generation) -> str:
@@ -169,14 +184,17 @@ def _took(generation: Generation) -> str:
     )
 
 
-def _say(stream: TextIO, text: str) -> None:
-    try:
-        stream.write(text)
-        stream.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OutputError(f"the answer cannot be written: {error.strerror or error}") from error
+def _say(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _stdin_lines() -> TextIO:
+    """JSON is UTF-8, whatever a terminal has."""
+    stdin = _stdin()
+    if isinstance(stdin, io.TextIOWrapper):
+        stdin.reconfigure(encoding="utf-8-sig")
+    return stdin
 
 
 def _stdin() -> TextIO:

@@ -26,16 +26,18 @@ def inspect(config: InspectConfig, console: Console) -> None:
     folder = Path(config.artifact)
     try:
         found = contents(folder)
-        if config.json:
-            sys.stdout.write(json.dumps(found, indent=2) + "\n")
-        else:
-            _show(console, found)
+        left, right = _tables(found)
     except OSError as error:
         raise BadArtifactError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
     except ArtifactError as error:
         raise BadArtifactError(str(error)) from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise BadArtifactError(f"{folder / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}") from error
+    # Not before all of it could be made: nothing is called valid, and then refused.
+    if config.json:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    else:
+        _show(console, found, left, right)
 
 
 def contents(folder: Path) -> dict[str, Any]:
@@ -55,10 +57,12 @@ def contents(folder: Path) -> dict[str, Any]:
     }
 
 
-def _show(console: Console, found: dict[str, Any]) -> None:
+def _tables(found: dict[str, Any]) -> tuple[Group, Group]:
     left = Group(_facts(found["manifest"]), _files(found))
-    right = Group(_figures(found["manifest"]), _stages(found["report"]))
-    # Not before all of it could be made: nothing is called valid, and then refused.
+    return left, Group(_figures(found["manifest"]), _stages(found["report"]))
+
+
+def _show(console: Console, found: dict[str, Any], left: Group, right: Group) -> None:
     verdict = "[bold green]valid[/]" if found["valid"] else "[bold red]OUT OF BOUNDS[/]"
     console.print(f"{verdict}, every file as it was packaged, ", Text(found["signed"]), sep="", soft_wrap=True)
     if console.width < SIDE_BY_SIDE:
