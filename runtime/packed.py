@@ -11,17 +11,22 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib.metadata
+import mmap
 import os
+import re
 import shutil
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from runtime.delegates import delegates, matrices, named_data
 from runtime.processor import features
 
 VERSION = "1.5.1"
 MAGIC = b"CWPX"  # before the last four bytes of a complete file: what a killed process left has none
 BACKEND = b"XnnpackBackend"
+BY_CONTENT = re.compile("(scale_)?[0-9a-f]{64}")  # the names of an exporter that names constants by their sha256
 _SET_OPTION = "_ZN10executorch7runtime10set_optionEPKcNS0_4SpanINS0_13BackendOptionEEE"
 _GET_BACKEND = "_ZN10executorch7runtime17get_backend_classEPKc"
 _STRING = "RKNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE"
@@ -93,14 +98,37 @@ def packed_weights(program: Path, folder: Path, libraries: Path) -> Iterator[Non
 
 
 def identity(program: Path) -> str:
-    """Of a `.pte`, by its header, which has the sha256 of each weight; and of what packs: version and processor."""
+    """Of a `.pte`, by its header and its delegates, which have the sha256 of all constants; version and processor.
+
+    Raises `PackedError` for a program of which that does not say how each matrix is packed.
+    """
     digest = hashlib.sha256(VERSION.encode())
-    with program.open("rb") as opened:
-        size = int.from_bytes(opened.read(24)[16:24], "little")  # of the flatbuffer; the data follow it
-        opened.seek(0)
-        digest.update(opened.read(size))
+    with program.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            _check_names(program, data)
+            digest.update(data[: int.from_bytes(data[16:24], "little")])  # the flatbuffer; the segments follow it
+            for delegate in delegates(data):
+                digest.update(data[delegate.start : delegate.start + delegate.size])
+        except (struct.error, LookupError, ValueError) as error:
+            raise PackedError(f"{program}: damaged: {error}") from error
     digest.update(" ".join(sorted(features())).encode())
     return digest.hexdigest()[:32]
+
+
+def _check_names(program: Path, data: mmap.mmap) -> None:
+    """The runtime keeps what it packed by the names of weights and bias: other scales under them are not seen."""
+    if other := [name for name in named_data(data) if not BY_CONTENT.fullmatch(name)]:
+        raise PackedError(
+            f"{program}: packed weights cannot be kept: {other[0]!r} does not name a constant by its sha256"
+        )
+    packed_by: dict[tuple[object, ...], tuple[object, ...]] = {}
+    for matrix in matrices(data):
+        if packed_by.setdefault(matrix.name, matrix.packed_by) != matrix.packed_by:
+            raise PackedError(
+                f"{program}: packed weights cannot be kept: two matrices, one of {' x '.join(map(str, matrix.shape))}, "
+                "have the same numbers but other scales or shapes, and the runtime would take one for the other: "
+                "open it without packed_cache"
+            )
 
 
 def _complete(packed: Path) -> bool:

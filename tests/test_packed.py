@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from pipeline.config import ROOT
 from runtime import packed
+from runtime.delegates import matrices, named_data
 from runtime.program import Program, ProgramError
 from tests.checkpoints import Build
+from validation.format import read_format
 
 Pipeline = Callable[..., tuple[int, str, str]]
 TOKENS = list(range(5, 13))
@@ -65,6 +68,77 @@ def test_a_program_opens_with_the_weights_that_were_packed_before(recipe: str, b
     file.write_bytes(content[: len(content) // 2])
     assert torch.equal(opened(artifact, folder, tmp_path), expected), "an incomplete file was taken"
     assert packed._complete(file)
+
+
+GATE, DOWN = (160, 64), (64, 160)  # of gqa2
+
+
+def uses(pte: Path) -> list[tuple[tuple[int, ...], list[bytes]]]:
+    """Shape of each matrix, in the program's order, and the names of its weights and scales."""
+    data = pte.read_bytes()
+    names: dict[object, bytes] = {segment: name.encode() for name, segment in named_data(data).items()}
+    found = []
+    for matrix in matrices(data):
+        scales = [part[-1] for part in matrix.packed_by if isinstance(part, tuple) and part]
+        found.append((matrix.shape, [names[place] for place in (matrix.name[0], *scales)]))
+    return found
+
+
+def with_other_constants(pte: Path, swapped: dict[bytes, bytes], output: Path) -> Path:
+    """The program, but its delegates use other constants of it: those are in the file as before."""
+    content = pte.read_bytes()
+    header = int.from_bytes(content[16:24], "little")
+    pattern = re.compile(b"|".join(swapped))
+    output.write_bytes(content[:header] + pattern.sub(lambda found: swapped[found[0]], content[header:]))
+    return output
+
+
+@pytest.mark.parametrize("recipe", ["int4_xnnpack", "int4_fast_xnnpack", "int8_xnnpack", "fp32_xnnpack"])
+def test_matrices_that_the_runtime_takes_for_one_are_refused(recipe: str, build: Build, tmp_path: Path) -> None:
+    """It keeps what it packed by the names of the numbers alone: the scales of one were the other's, silently."""
+    pte = build("gqa2", recipe) / "model.pte"
+    gate, _, other, _ = (names for shape, names in uses(pte) if shape == GATE)
+    if recipe == "fp32_xnnpack":  # no scales: of another shape
+        other = next(names for shape, names in uses(pte) if shape == DOWN)
+    same = with_other_constants(pte, {other[0]: gate[0]}, tmp_path / "model.pte")
+    assert Program.open(same).forward(TOKENS, 0, 8).isfinite().all()
+    with pytest.raises(ProgramError, match=r"model\.pte: .* the same numbers but other scales or shapes") as raised:
+        Program.open(same, tmp_path / "packed")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "packed").exists()
+
+
+def test_equal_matrices_share_what_is_packed(build: Build, tmp_path: Path) -> None:
+    pte = build("gqa2", "int4_xnnpack") / "model.pte"
+    gate, _, other, _ = (names for shape, names in uses(pte) if shape == GATE)
+    same = with_other_constants(pte, dict(zip(other, gate, strict=True)), tmp_path / "same.pte")
+    assert torch.equal(opened(same, tmp_path / "packed", tmp_path), Program.open(same).forward(TOKENS, 0, 8))
+
+
+def test_a_program_is_known_by_which_scales_a_matrix_has(build: Build, tmp_path: Path) -> None:
+    """Two matrices that have each other's scales: the header and all constants are the same."""
+    pte = build("gqa2", "int4_xnnpack") / "model.pte"
+    one, _, other, _ = (names[1] for shape, names in uses(pte) if shape == GATE)
+    exchanged = with_other_constants(pte, {one: other, other: one}, tmp_path / "exchanged.pte")
+    assert packed.identity(exchanged) != packed.identity(pte)
+    # With other names nobody knows whether the constants are still the same.
+    (tmp_path / "named.pte").write_bytes(pte.read_bytes().replace(one, b"layers.0".ljust(len(one), b"_")))
+    with pytest.raises(packed.PackedError, match="does not name a constant by its sha256"):
+        packed.identity(tmp_path / "named.pte")
+
+
+def test_a_damaged_delegate_is_one_line(build: Build, tmp_path: Path) -> None:
+    content = (build("gqa2", "int4_xnnpack") / "model.pte").read_bytes()
+    delegate = content.index(b"XH00")
+    for wrong in (b"XH01", b"XH00" + b"\xff" * 40):
+        (tmp_path / "model.pte").write_bytes(content[:delegate] + wrong + content[delegate + len(wrong) :])
+        with pytest.raises(packed.PackedError, match=r"model\.pte: damaged: "):
+            packed.identity(tmp_path / "model.pte")
+
+
+def test_the_matrices_of_a_program_are_those_that_executorch_reads(build: Build) -> None:
+    pte = build("gqa2", "int4_xnnpack") / "model.pte"
+    assert [shape for shape, _ in uses(pte)] == [linear.shape for linear in read_format(pte).linears]
 
 
 def test_what_a_killed_process_left_is_not_taken(build: Build, tmp_path: Path) -> None:
