@@ -28,7 +28,7 @@ from runtime.options import (
     checked_tokens,
     prompt_rows,
 )
-from runtime.sample import most_confident, sample
+from runtime.sample import OWN, most_confident, sample
 
 # (step, tokens int64 [B, L]): may change them in place, or return others.
 OnStep = Callable[[int, Tensor], Tensor | None]
@@ -94,7 +94,8 @@ def generate(
     block_length: write the answer in blocks of so many tokens, from left to right. cache: `prefix` computes only
         from the block on, `dual` only the block; each block starts with one call over everything. Blocks have the
         program's own length if none is given.
-    threshold: write in each step all positions of at least this probability, and the best one, whatever `alg` is.
+    threshold: write in each step all positions whose token has at least this probability, and the best one, whatever
+        `alg` is. It is the network's own probability, before temperature, top_p and top_k.
         `steps`, if given, then says how many a step may write: without blocks masks / steps, and those that earlier
         steps did not use; in blocks all.
     seed: of all that is random; None takes torch's own generator.
@@ -233,7 +234,7 @@ class _Run:
             step, tokens_L = len(self.histories[row]) - 1, self.tokens_BL[row, left:]
             changed = self.on_logits(step, tokens_L, columns_M - left, logits_MV)
             logits_MV = logits_MV if changed is None else checked_logits(changed, logits_MV)
-        alg = options.alg if threshold is None else "maskgit_plus"
+        alg = options.alg if threshold is None else OWN
         tokens_M, confidence_M = sample(
             logits_MV, self.network.mask_id, alg, options.temperature, options.top_p, options.top_k, self.generator
         )

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from model import DreamEdge, load_hf_model
 from runtime import Generation, Network, OptionError, Program, generate
+from runtime.sample import sample
 from tests.checkpoints import GOLDEN, GOLDEN_NAMES, ROOT, Build
 
 
@@ -376,6 +377,68 @@ def test_temperature_samples_from_the_softmax() -> None:
     assert ((found - probs).abs() < 5 * (probs * (1 - probs) / n).sqrt()).all()
     narrow = generate(table, [1], max_new_tokens=n, steps=1, temperature=1.0, top_k=2, seed=0).answers[0]
     assert set(narrow.tolist()) == {2, 5}
+
+
+def flat_table(n: int, vocab: int = 8) -> Table:
+    """All logits are equal, at all of n positions after a prompt of one token."""
+    table = Table(torch.zeros(1, 1, n + 1, vocab), torch.ones(1, 1), vocab - 1)
+    table.max_seq_len = table.max_rows = n + 1
+    return table
+
+
+@pytest.mark.parametrize("alg", ["maskgit_plus", "topk_margin", "entropy"])
+def test_equal_positions_are_written_from_the_left_and_equal_tokens_by_their_id(alg: str) -> None:
+    """torch's topk and sort promise no order of equal values, and have none: not of 5, not of 17, not of 300."""
+    for n in (5, 17, 40, 300):
+        table = flat_table(n)
+        written = generate(table, [1], max_new_tokens=n, steps=max(1, n // 4), alg=alg)
+        left = (written.history[:, 0] == table.mask_id).int()
+        assert (left.diff(dim=1) >= 0).all(), "a mask has a written position on its right"
+        assert written.answers[0].tolist() == [0] * n
+    table.mask_id = 0  # the best one, if it were one to write
+    assert set(generate(table, [1], max_new_tokens=40, steps=4, alg=alg).answers[0].tolist()) == {1}
+
+
+def test_equal_tokens_at_a_cut_are_kept_by_their_id() -> None:
+    rows = 3
+    logits = torch.zeros(rows, 40)
+    logits[1, [30, 20]] = 1.0  # two better ones, then the ties
+    logits[2] = torch.arange(40.0)  # no ties
+    for cut, kept in (({"top_k": 5}, [5, 5, 5]), ({"top_p": 0.14}, [6, 3, 1]), ({"top_p": 1e-6}, [1, 1, 1])):
+        cuts: dict[str, Any] = {"top_k": None, "top_p": None} | cut
+        found: list[set[int]] = [set() for _ in range(rows)]
+        for seed in range(300):
+            generator = torch.Generator().manual_seed(seed)
+            tokens, _ = sample(logits, 39, "entropy", 1.0, generator=generator, **cuts)
+            for row, token in enumerate(tokens.tolist()):
+                found[row].add(token)
+        orders = [list(range(40)), [20, 30, *range(40)], [38, 37, 36, 35, 34]]
+        assert found == [set(order[:n]) for order, n in zip(orders, kept, strict=True)], cut
+        best, confidence = sample(logits, 39, "entropy", 0.0, generator=None, **cuts)
+        assert best.tolist() == [0, 20, 38]
+        assert confidence.isfinite().all(), "the best token was cut off"
+
+
+def test_the_first_of_equal_tokens_is_taken_in_a_large_vocabulary() -> None:
+    logits = torch.full((2, 152_064), -1.0)
+    logits[0, [151_000, 70_000, 3_001]] = logits[1, [9, 8]] = 1.0
+    tokens, _ = sample(logits, 0, "maskgit_plus", 0.0, None, None, None)
+    assert tokens.tolist() == [3_001, 8]
+
+
+def test_a_threshold_is_held_against_the_networks_own_probability() -> None:
+    """Before temperature and cuts: they make any token as sure as one likes."""
+    table = flat_table(8)
+    table.raw_logits[..., 2] = 2.0  # 2 has exp(2) / (exp(2) + 6) = 0.55 of what may be written
+    options: list[dict[str, Any]] = [{"temperature": 0.1}, {"top_k": 1}, {"top_p": 0.1}]
+    options += [{"temperature": 0.1, "top_k": 1}, {"temperature": 3.0, "top_k": 1}]
+    for chosen in options:
+        sure = generate(table, [1], max_new_tokens=8, threshold=0.5, seed=0, **chosen)
+        unsure = generate(table, [1], max_new_tokens=8, threshold=0.6, seed=0, **chosen)
+        assert sure.answers[0].tolist() == unsure.answers[0].tolist() == [2] * 8
+        assert (sure.forward_calls, unsure.forward_calls) == (1, 8), chosen
+    # What was drawn counts, not what is best: at 3.0 most tokens are drawn now and then.
+    assert generate(table, [1], max_new_tokens=8, threshold=0.5, temperature=3.0, seed=0).forward_calls > 1
 
 
 def test_positions_computed(program: Program) -> None:
