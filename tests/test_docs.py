@@ -16,7 +16,9 @@ from pipeline.schema import SCHEMAS
 from runtime.artifact import read_manifest
 from tests.checkpoints import ROOT, Build
 
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "findings" / "README.md", *(ROOT / "docs").glob("*.md")]
+)
 README = (ROOT / "README.md").read_text()
 
 
@@ -102,6 +104,51 @@ def test_the_caches_are_drawn_from_real_calls() -> None:
 
     model, _, _ = load_hf_model(CHECKPOINT, dtype=torch.float32)
     assert draw(model) == (ROOT / "docs" / "caches.svg").read_text()
+
+
+def test_the_rooms_are_drawn_from_the_code() -> None:
+    from scripts.draw_rooms import draw_call, draw_rooms
+
+    assert draw_rooms() == (ROOT / "docs" / "rooms.svg").read_text()
+    assert draw_call() == (ROOT / "docs" / "call.svg").read_text()
+
+
+def test_the_picture_of_a_call_is_a_real_program(build: Build) -> None:
+    import importlib
+
+    from scripts.draw_rooms import ANSWERED, ASKED, INSIDE, REPEATED
+
+    for file, function, _ in (*ASKED, *ANSWERED):
+        module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+        assert hasattr(module, function) or hasattr(module.Program, function), file
+    manifest = read_manifest(build("dream_sudoku", "int4_xnnpack"))
+    n_layers, delegation = manifest["model"]["num_hidden_layers"], manifest["delegation"]
+    shown = [step for i, step in enumerate(INSIDE) for _ in range(n_layers - 1 if i in REPEATED else 1)]
+    assert sum(is_delegate for _, is_delegate in shown) == delegation["delegates"]
+    writes = sum("update_cache" in what for what, _ in shown)
+    assert 2 * writes == delegation["outside"]["llama::update_cache.out"]  # keys and values
+
+
+def test_each_finding_is_listed_and_has_the_form() -> None:
+    page = (ROOT / "findings" / "README.md").read_text()
+    scripts = sorted((ROOT / "findings").glob("*.sh"))
+    assert len(scripts) >= 2
+    assert sorted(re.findall(r"\]\((\w+\.sh)\)", page)) == [script.name for script in scripts]
+    for script in scripts:
+        text = script.read_text()
+        assert text.startswith("#!/usr/bin/env bash\n# Expected: "), script.name
+        for part in ("\n# Seen, ", "\n# So: ", "set -euo pipefail", "mktemp -d", "trap ", 'pip" install'):
+            assert part in text, f"{script.name}: {part}"
+        installed = re.findall(r"install --quiet (.*)", text)
+        assert all("==" in package for line in installed for package in line.split()), script.name
+        ours = [f"{name}." for name in ("model", "recipes", "runtime", "validation", "pipeline")]
+        assert not any(f"from {name}" in text or f"import {name}" in text for name in ours), script.name
+
+
+def test_files_that_a_page_names_exist() -> None:
+    for page in PAGES:
+        for file in re.findall(r"`((?:conf|[a-z_]+)/[\w/.]+\.(?:py|j2|yaml|md|sh))`", page.read_text()):
+            assert "NAME" in file or (ROOT / file).is_file(), f"{page.name}: {file}"
 
 
 def test_full_size_is_what_was_measured() -> None:
