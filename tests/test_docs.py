@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,12 +18,44 @@ from pipeline.cli import OUR_FLAGS
 from pipeline.config import _keys, names_of
 from pipeline.schema import SCHEMAS
 from runtime.artifact import read_manifest
-from tests.checkpoints import ROOT, Build
+from tests.checkpoints import BUNDLED, GOLDEN, ROOT, Build, arguments
 
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "findings" / "README.md", *(ROOT / "docs").glob("*.md")]
 )
 README = (ROOT / "README.md").read_text()
+
+# What the words stand for that a reader puts something in the place of, page by page.
+PLACEHOLDERS = {
+    "README.md": {"DIR": "mine", "NAME": "mine"},
+    "performance.md": {"DIR": "artifacts/dream_sudoku-int4_xnnpack", "FOLDER": "packed", "TEXT": "1003"},
+    "provenance.md": {"DIR": "artifacts/new"},
+}
+# The lines that no test runs as they stand, and why. Whatever else is in a block of commands is run.
+NOT_RUN = {
+    "make run   # sets up .venv, builds and validates the int4 program of the bundled checkpoint": "takes the network",
+    "make test  # the same set-up, then all tests": "runs this",
+    "python3.11 -m venv .venv": "the environment of the tests was made so",
+    '.venv/bin/pip install --constraint constraints.txt --editable ".[dev]"': "takes the network",
+    ".venv/bin/python -m pipeline run recipe=int4_xnnpack overwrite=true": "the fixture `build` runs it, elsewhere",
+    ".venv/bin/python -m pipeline run checkpoint=DIR recipe=int4_xnnpack task=none": "its bounds are of one checkpoint",
+    ".venv/bin/python -m pipeline validate artifact=artifacts/NAME-int4_xnnpack": "there is none of such a checkpoint",
+    ".venv/bin/python -m pytest runtime_tests --artifact artifacts/NAME-int4_xnnpack": "likewise",
+    "python3.11 -m venv anywhere": "test_installed.py",
+    'anywhere/bin/pip install --constraint constraints.txt ".[harness]"': "test_installed.py, without the network",
+    "anywhere/bin/dreamedge run recipe=int4_xnnpack overwrite=true": "test_installed.py, with a smaller checkpoint",
+    "anywhere/bin/python -m pytest --pyargs runtime_tests --artifact artifacts/dream_sudoku-int4_xnnpack": (
+        "test_installed.py, with a smaller artifact"
+    ),
+    "dreamedge validate artifact=artifacts/new summary=summary.md junit=validate.xml": "test_installed.py",
+    "python -m pytest --pyargs runtime_tests --artifact artifacts/new --junitxml harness.xml": "test_installed.py",
+    (
+        "find conf evidence model pipeline recipes report runtime validation -name '*.py' -o -name '*.yaml'"
+        " | LC_ALL=C sort | xargs sha256sum | sha256sum"
+    ): "test_evidence.py, and what it prints",
+    "python -m scripts.faults catch docs/faults.json": "takes 45 minutes",
+    "python -m scripts.faults alarms docs/alarms.json": "takes two hours",
+}
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -224,3 +260,59 @@ def test_exit_codes_are_documented() -> None:
     documented = {int(code) for code in re.findall(r"^\| (\d+) \|", page, flags=re.MULTILINE)}
     classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.PipelineError)]
     assert documented == {0, errors.INTERNAL_ERROR, errors.INTERRUPTED} | {c.exit_code for c in classes}
+
+
+def lines_of(page: Path) -> list[str]:
+    return [line for block in blocks(page.read_text(), "sh") for line in block.splitlines()]
+
+
+def test_commands_stand_in_blocks_that_are_run() -> None:
+    for page in PAGES:
+        fences = re.findall(r"^```(.*)$", page.read_text(), flags=re.MULTILINE)
+        assert set(fences[::2]) <= {"sh", "text", "python", "yaml"}, page.name
+        shown = "\n".join(blocks(page.read_text(), "text"))
+        assert not re.search(r"^(\S*python|make|pip|dreamedge|openssl) ", shown, flags=re.MULTILINE), page.name
+
+
+def test_what_is_not_run_is_in_the_documents() -> None:
+    lines = [line for page in PAGES for line in lines_of(page)]
+    assert [line for line in NOT_RUN if line not in lines] == []
+    assert arguments("dream_sudoku", "int4_xnnpack") == []
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A folder like a clone of this repository, with somebody's small model beside it."""
+    for entry in ROOT.iterdir():
+        if not entry.name.startswith(".") and entry.name != "artifacts":
+            (tmp_path / entry.name).symlink_to(entry)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / "artifacts").mkdir()
+    shutil.copytree(GOLDEN / "gqa2", tmp_path / "mine")
+    config = json.loads((tmp_path / "mine" / "config.json").read_text())
+    # It knows 131,072 positions: 256 keep its program small.
+    (tmp_path / "mine" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 256}))
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if set(lines_of(page)) - set(NOT_RUN)], ids=lambda p: p.name)
+def test_commands_run_as_shown(clone: Path, build: Build, page: Path) -> None:
+    lines = [line for line in lines_of(page) if line not in NOT_RUN]
+    if page.name == "provenance.md":  # what is signed further down is verified first
+        lines = [line for line in lines if line.startswith("openssl") or "pipeline sign" in line] + lines
+    commands = "\n".join(lines)
+    for word, value in PLACEHOLDERS.get(page.name, {}).items():
+        commands = re.sub(rf"\b{word}\b", value, commands)
+    for recipe in set(re.findall(rf"artifacts/{BUNDLED.name}-(\w+)", commands)):
+        artifact = build(BUNDLED.name, recipe)
+        (clone / "artifacts" / artifact.name).symlink_to(artifact)
+        if "explain" in commands:  # the weights that it looks into are those that `run` kept
+            (clone / "artifacts" / ".cache").symlink_to(artifact.parent / "cache")
+    if "artifacts/new" in commands:
+        shutil.copytree(build("gqa2", "fp32_xnnpack"), clone / "artifacts" / "new")
+    environment = os.environ | {"PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-euxo", "pipefail", "-c", commands], cwd=clone, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
