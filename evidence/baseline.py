@@ -53,7 +53,12 @@ def open_baseline(folder: Path, manifest: dict[str, Any]) -> Baseline:
 
 
 def against_baseline(
-    figures: list[Figure], pte: Path, baseline: Baseline, margins: dict[str, float], report: Callable[[str], None]
+    figures: list[Figure],
+    pte: Path,
+    baseline: Baseline,
+    margins: dict[str, float],
+    report: Callable[[str], None],
+    threads: int | None = None,
 ) -> list[Figure]:
     """figures: the artifact's, measured now. Both programs are timed here, in turn. Raises `BadArtifactError`."""
     found = {figure.name: figure for figure in figures}
@@ -69,12 +74,14 @@ def against_baseline(
     }
     for name, (now, then) in sizes.items():
         compared.append(_figure(name, now, then, margins["size"] * then, at_least=False))
-    for T, (now, then) in call_seconds(pte, baseline.pte, report).items():
+    for T, (now, then) in call_seconds(pte, baseline.pte, report, threads).items():
         compared.append(_figure(f"seconds_of_{T}_tokens", now, then, margins["seconds"] * then, at_least=False))
     return compared
 
 
-def call_seconds(one: Path, other: Path, report: Callable[[str], None]) -> dict[int, tuple[float, float]]:
+def call_seconds(
+    one: Path, other: Path, report: Callable[[str], None], threads: int | None = None
+) -> dict[int, tuple[float, float]]:
     """By length of the call, of both programs: the best median of several processes.
 
     They take turns, each first once: what else the machine does, it does to both.
@@ -89,6 +96,7 @@ def call_seconds(one: Path, other: Path, report: Callable[[str], None]) -> dict[
         threshold=1.0,
         repeats=3,
         seed=0,
+        threads=threads,
     )
     best: dict[Path, dict[int, float]] = {one: {}, other: {}}
     for i in range(ROUNDS):

@@ -72,7 +72,7 @@ def manifest_of(
         "files": {name: entry for name, entry in files.items() if name not in run_files},
         "run": {
             "created": created,
-            "machine": machine(),
+            "machine": machine() | {"threads": validated.measured.replay.threads},
             "files": {name: entry for name, entry in files.items() if name in run_files},
         },
     }

@@ -72,6 +72,7 @@ class ValidateConfig:
     bounds: PinnedBounds = field(default_factory=PinnedBounds)
     baseline: str | None = None
     margins: Margins = field(default_factory=Margins)
+    threads: int | None = None
 
 
 @dataclass
@@ -137,6 +138,7 @@ class GenerateConfig(DecodingConfig):
     chat: bool = False
     cache: Cache = Cache.none
     packed_cache: str | None = None
+    threads: int | None = None
 
 
 @dataclass
@@ -146,6 +148,7 @@ class EvaluateConfig(DecodingConfig):
     n: int = 1000
     caches: list[Cache] = field(default_factory=lambda: [Cache.none])
     output: str | None = None
+    threads: int | None = None
 
 
 @dataclass
@@ -162,6 +165,7 @@ class BenchConfig:
     seed: int = 0
     packed_cache: str | None = None
     output: str | None = None
+    threads: int | None = None
 
 
 @dataclass

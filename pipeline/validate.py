@@ -32,8 +32,12 @@ def validate(
     settings: ValidationConfig,
     reference_file: Path,
     report: Callable[[str], None],
+    threads: int | None = None,
 ) -> Validated:
-    """Writes `reference_file`. Raises `BadArtifactError` if the program does not run."""
+    """Writes `reference_file`. threads: as for `runtime.threads.use_threads`.
+
+    Raises `BadArtifactError` if the program does not run.
+    """
     S, max_rows = lowered.max_seq_len, lowered.max_rows
     prompts = prompts_of(loaded.tokenizer, loaded.config, task_config, settings, S)
     task = task_of(loaded.tokenizer, prompts, task_config, S)
@@ -49,7 +53,7 @@ def validate(
     report("model.pte in the ExecuTorch runtime, twice")
     expected = expected_format(quantized.weights, quantized.recipe, S, max_rows, lowered.metadata)
     try:
-        measured = measure(lowered.pte, reference_file, reference, bounds_of(quantized.recipe), expected)
+        measured = measure(lowered.pte, reference_file, reference, bounds_of(quantized.recipe), expected, threads)
     except ProgramError as error:
         raise BadArtifactError(str(error)) from error
     figures = name_wrong_layer(

@@ -126,7 +126,7 @@ def _notes(a: Artifact, b: Artifact) -> list[str]:
     if any(a.manifest[key] != b.manifest[key] for key in ("task", "validation", "export")):
         notes.append("validated on different inputs: see what differs in task, validation and export")
     if a.report["machine"] != b.report["machine"]:
-        notes.append("measured on different machines: times and memory say little")
+        notes.append("measured on different machines or in other numbers of threads: times and memory say little")
     return notes
 
 

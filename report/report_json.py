@@ -49,7 +49,7 @@ def report_data(
     return {
         "valid": validated.ok,
         "created": created,
-        "machine": machine(),
+        "machine": machine() | {"threads": replay.threads},
         "stages": stages,
         "estimate": estimate,
         "program": {

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from runtime.generation import Generation, generate
     from runtime.options import Network, OptionError
     from runtime.program import CONTRACT_VERSION, Metadata, Program, ProgramError
+    from runtime.threads import use_threads
 
 __all__ = [
     "CONTRACT_VERSION",
@@ -21,12 +22,13 @@ __all__ = [
     "Program",
     "ProgramError",
     "generate",
+    "use_threads",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'runtime' has no attribute {name!r}")
-    from runtime import generation, options, program
+    from runtime import generation, options, program, threads
 
-    return next(getattr(module, name) for module in (generation, options, program) if hasattr(module, name))
+    return next(getattr(module, name) for module in (generation, options, program, threads) if hasattr(module, name))

@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import types
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,6 +22,7 @@ from runtime.packed import PackedError, packed_weights
 
 CONTRACT_VERSION = 1
 MODEL_FILE = "model.pte"
+open_programs: weakref.WeakSet[Program] = weakref.WeakSet()
 
 
 class ProgramError(RuntimeError):
@@ -60,6 +62,7 @@ class Program:
         self._forward = forward
         self.before_call: Callable[[int], None] | None = None
         self._keep = keep  # the loaded program owns the memory of its methods
+        open_programs.add(self)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], packed_cache: str | os.PathLike[str] | None = None) -> Program:
@@ -71,7 +74,7 @@ class Program:
         _check_size(file)
         lines: list[str] = []
         try:
-            with _captured_stderr() as lines:
+            with captured_stderr() as lines:
                 program = executorch_runtime().load_program(file)
                 metadata = _read_metadata(file, program)
                 with _packed(file, packed_cache):
@@ -255,7 +258,7 @@ def _read_metadata(file: Path, program: Any) -> Metadata:
 
 
 @contextlib.contextmanager
-def _captured_stderr() -> Iterator[list[str]]:
+def captured_stderr() -> Iterator[list[str]]:
     """What goes to stderr inside is kept from it: importing and loading log what no user asked for.
 
     The list gets the lines at the end: where loading fails, they hold the cause.

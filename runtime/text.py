@@ -11,6 +11,7 @@ from runtime.errors import BadArtifactError, InputError, UsageError
 from runtime.generation import Generation, OnStep, generate
 from runtime.options import OptionError
 from runtime.program import Program, ProgramError
+from runtime.threads import use_threads
 from runtime.tokenizer import TOKENIZER_FILE, load_tokenizer
 
 if TYPE_CHECKING:
@@ -25,13 +26,17 @@ class TextArtifact:
     new_tokens: int  # what the task of its validation takes
 
 
-def open_text_artifact(folder: Path, packed_cache: str | None = None) -> TextArtifact:
-    """packed_cache: as for `Program.open`. Raises `BadArtifactError`; `UsageError` for one without a tokenizer."""
+def open_text_artifact(folder: Path, packed_cache: str | None = None, threads: int | None = None) -> TextArtifact:
+    """packed_cache: as for `Program.open`. threads: as for `use_threads`.
+
+    Raises `BadArtifactError`; `UsageError` for one without a tokenizer.
+    """
     try:
         manifest = load_manifest(folder)
         tokenizer = load_tokenizer(folder)
         if tokenizer is None:
             raise UsageError(f"{folder} has no {TOKENIZER_FILE}: its checkpoint had no tokenizer, so it takes no text")
+        use_threads(threads)
         program, new_tokens = Program.open(folder, packed_cache), int(manifest["task"]["new_tokens"])
         if not 1 <= new_tokens <= program.max_seq_len:
             raise ValueError(f"task.new_tokens is {new_tokens}")

@@ -30,6 +30,7 @@ from report.tables import table
 from runtime.artifact import load_manifest
 from runtime.processor import machine
 from runtime.program import Program
+from runtime.threads import thread_count
 from validation.speed import spread
 
 BLOCK_BYTES, BLOCK = 18, 32  # of Q4_0: a float16 scale and 16 bytes for 32 weights
@@ -62,7 +63,7 @@ def compare(artifact: Path, config: DreamEdgeConfig, T: int, kv_len: int, repeat
         gguf = Path(folder) / "model.gguf"
         write_gguf(config, gguf)
         sides = {
-            "llama.cpp": Process("llama.cpp", llama_step, gguf, T, kv_len, torch.get_num_threads()),
+            "llama.cpp": Process("llama.cpp", llama_step, gguf, T, kv_len, thread_count()),
             "program": Process("the program", program_step, artifact, T, kv_len),
         }
         seconds: dict[str, list[float]] = {name: [] for name in sides}

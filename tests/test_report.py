@@ -245,6 +245,7 @@ def test_logits_that_are_no_numbers_are_shown_as_such(build: Build) -> None:
         run_seconds=0.1,
         peak_rss=1,
         anonymous=1,
+        threads=1,
         metadata={"get_mask_id": 7},
     )
     measured = Measured(reference, [], replay, ProgramFormat({}, (), {}, (), (), {}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,15 @@ class Validated:
         return all(figure.ok for figure in self.figures)
 
 
-def check_artifact(folder: Path) -> Measured:
-    """Everything that an artifact can show by itself. Raises `ArtifactError`, `ProgramError`, `ReferenceError`."""
+def check_artifact(folder: Path, threads: int | None = None) -> Measured:
+    """Everything that an artifact can show by itself. threads: as for `measure`.
+
+    Raises `ArtifactError`, `ProgramError`, `ReferenceError`.
+    """
     manifest = read_manifest(folder)
     reference_file = folder / REFERENCE_FILE
     bounds, expected = expectations(folder, manifest)
-    return measure(folder / MODEL_FILE, reference_file, load_reference(reference_file), bounds, expected)
+    return measure(folder / MODEL_FILE, reference_file, load_reference(reference_file), bounds, expected, threads)
 
 
 def expectations(folder: Path, manifest: dict[str, Any]) -> tuple[dict[str, float], ExpectedFormat]:
@@ -89,16 +93,21 @@ def finite(value: Any) -> float:
 
 
 def measure(
-    pte: Path, reference_file: Path, reference: Reference, bounds: dict[str, float], expected: ExpectedFormat
+    pte: Path,
+    reference_file: Path,
+    reference: Reference,
+    bounds: dict[str, float],
+    expected: ExpectedFormat,
+    threads: int | None = None,
 ) -> Measured:
     """Run the program twice over the recorded calls, each time in a new process, and take it apart.
 
-    The second time over as many calls as `REPEATED` allows.
+    The second time over as many calls as `REPEATED` allows. threads: as for `runtime.threads.use_threads`.
     """
     found = read_format(pte)
-    first = replay(pte, reference_file, planned_memory=expected.planned_memory)
-    repeated = REPEATED // max(1, pte.stat().st_size)
-    second = replay(pte, reference_file, solve=False, planned_memory=expected.planned_memory, tokens=repeated)
+    run = partial(replay, pte, reference_file, planned_memory=expected.planned_memory, threads=threads)
+    first = run()
+    second = run(solve=False, tokens=REPEATED // max(1, pte.stat().st_size))
     figures = [
         *fidelity(reference, first, bounds),
         *quality(reference, first, bounds),

@@ -1,6 +1,7 @@
 """Run recorded calls through a `.pte` in a process of its own: a crash there is a verdict here.
 
 python -m validation.replay MODEL.pte REFERENCE.safetensors OUTPUT.safetensors PLANNED_MEMORY [--solve] [--tokens N]
+    [--threads N]
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from runtime.generation import generate
 from runtime.limits import end_if_call_hangs, end_if_loading_hangs, how_it_ended, restrict_to_program
 from runtime.memory import memory, peak_rss
 from runtime.options import Network
-from runtime.program import Program, ProgramError, executorch_runtime
+from runtime.program import Program, ProgramError
+from runtime.threads import use_threads
 from validation.child import HOME, UTF8
 from validation.logits import Summary, digest, summarize
 from validation.reference import Reference, ReferenceError, Task, load_reference
@@ -46,7 +48,8 @@ class Replay:
     """logits[name of the sequence][i]: what is kept of call i's. digests: sha256 of the bits of all of them.
 
     seconds: by sequence, what each call took. answers: to the task, if any. peak_rss, anonymous: bytes, of the process
-    that ran the program, at its peak and at its end. metadata: the program's constant methods.
+    that ran the program, at its peak and at its end. threads: that the runtime computed in. metadata: the program's
+    constant methods.
     """
 
     logits: dict[str, list[Summary]]
@@ -57,15 +60,22 @@ class Replay:
     run_seconds: float
     peak_rss: int
     anonymous: int
+    threads: int
     metadata: dict[str, Any]
 
 
 def replay(
-    pte: Path, reference: Path, solve: bool = True, planned_memory: float = 0, tokens: int | None = None
+    pte: Path,
+    reference: Path,
+    solve: bool = True,
+    planned_memory: float = 0,
+    tokens: int | None = None,
+    threads: int | None = None,
 ) -> Replay:
     """solve: also answer the task's prompts. planned_memory: bytes that the program may plan for.
 
-    tokens: that the sequences may have in all, the shortest first; None for all sequences.
+    tokens: that the sequences may have in all, the shortest first; None for all sequences. threads: as for
+    `runtime.threads.use_threads`.
 
     Raises `ProgramError` with the runtime's words, also when it crashed, hung, or took more memory than such a program
     needs.
@@ -82,6 +92,7 @@ def replay(
             str(planned_memory),
             *(["--solve"] * solve),
             *([] if tokens is None else ["--tokens", str(tokens)]),
+            *([] if threads is None else ["--threads", str(threads)]),
         ]
         # What holds a call's logits goes back to the system at once: the allocator would keep it beside the program.
         env = os.environ | UTF8 | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
@@ -109,7 +120,7 @@ def _read_output(output: Path) -> Replay:
         answers = None
         if header["has_task"]:
             answers = Answers(**{f.name: opened.get_tensor(f"task/{f.name}") for f in fields(Answers)})
-    kept = ("digests", "seconds", "load_seconds", "run_seconds", "peak_rss", "anonymous", "metadata")
+    kept = ("digests", "seconds", "load_seconds", "run_seconds", "peak_rss", "anonymous", "threads", "metadata")
     return Replay(logits=logits, answers=answers, **{key: header[key] for key in kept})
 
 
@@ -167,6 +178,7 @@ def main() -> None:
     parser.add_argument("planned_memory", type=float)
     parser.add_argument("--solve", action="store_true")
     parser.add_argument("--tokens", type=int)
+    parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     pte: Path = args.pte
     try:
@@ -176,7 +188,7 @@ def main() -> None:
         task = reference.task if args.solve else None
         n_bytes = pte.stat().st_size
         longest = max((len(call.tokens) for sequence in reference.sequences for call in sequence.calls), default=0)
-        executorch_runtime()  # what it imports is not the program's
+        threads = use_threads(args.threads)  # what this imports is not the program's
         restrict_to_program(n_bytes, args.planned_memory, longest)
         end_if_loading_hangs(n_bytes)
         started = time.perf_counter()
@@ -198,6 +210,7 @@ def main() -> None:
         "metadata": asdict(program.metadata),
         "peak_rss": peak_rss(),
         "anonymous": memory()["anonymous"],
+        "threads": threads,
     }
     save_file(outputs, args.output, metadata={"replay": json.dumps(header)})
 

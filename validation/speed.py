@@ -23,7 +23,8 @@ from runtime.errors import BadArtifactError
 from runtime.generation import Generation, generate
 from runtime.limits import died_of
 from runtime.memory import memory, peak_rss
-from runtime.program import Program, ProgramError, executorch_runtime
+from runtime.program import Program, ProgramError
+from runtime.threads import use_threads
 from validation.child import HOME, UTF8
 
 LOADS = 3
@@ -36,7 +37,7 @@ class Settings:
     """lengths: tokens of single calls, which see at least kv_len positions.
 
     new_tokens: of each generation, 0 for none. repeats: of each generation. threshold: of the last generation.
-    packed_cache: a folder that keeps the packed weights, or None.
+    packed_cache: a folder that keeps the packed weights, or None. threads: as for `runtime.threads.use_threads`.
     """
 
     lengths: tuple[int, ...]
@@ -49,6 +50,7 @@ class Settings:
     repeats: int
     seed: int
     packed_cache: str | None = None
+    threads: int | None = None
 
 
 Mode = tuple[str, Literal["prefix", "dual"] | None, bool]  # (name, cache, with the threshold)
@@ -62,7 +64,7 @@ MODES: tuple[Mode, ...] = (
 
 def bench(pte: Path, settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:
     """Times in seconds as {median, min, max}; memory in bytes."""
-    executorch_runtime()  # its import is not part of a load
+    threads = use_threads(settings.threads)  # what this imports is not part of a load
     before = memory()
     loads = []
     program = None
@@ -81,7 +83,7 @@ def bench(pte: Path, settings: Settings, tell: Callable[[str], None]) -> dict[st
         calls.append(_call(program, T, n_rows, settings.kv_len, CALLS * settings.repeats))
     generations = _generations(program, settings, tell) if settings.new_tokens else []
     return {
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "load_seconds": spread(loads),
         "memory": {"process": before, "loaded": loaded, "after": memory(), "peak": peak_rss()},
         "calls": calls,

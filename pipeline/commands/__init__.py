@@ -25,6 +25,15 @@ def _run(config: Any) -> None:
     show_run(console, packaged.folder, packaged.manifest, validated, [asdict(stage) for stage in display.stages])
 
 
+def _check_threads(config: Any) -> None:
+    """Raises `UsageError`; more than there are processors for is a line."""
+    from runtime.threads import check_threads, warning
+
+    check_threads(config.threads)
+    if said := warning(config.threads):
+        err.print(f"warning: {said}", markup=False)
+
+
 def _validate(config: Any) -> None:
     from pipeline.commands.validate import revalidate
     from pipeline.display import Display
@@ -32,6 +41,7 @@ def _validate(config: Any) -> None:
     from report.files import check_output
     from report.summary import show_figures
 
+    _check_threads(config)
     summary, junit = (None if file is None else Path(file) for file in (config.summary, config.junit))
     for file in filter(None, (summary, junit)):
         check_output(file)  # before the long work
@@ -69,18 +79,21 @@ def _verify(config: Any) -> None:
 def _generate(config: Any) -> None:
     from pipeline.commands.generate import answer_lines, answer_prompt
 
+    _check_threads(config)
     (answer_prompt if config.prompts is None else answer_lines)(config, err)
 
 
 def _evaluate(config: Any) -> None:
     from pipeline.commands.evaluate import evaluate
 
+    _check_threads(config)
     evaluate(config, out(), err)
 
 
 def _bench(config: Any) -> None:
     from pipeline.commands.bench import bench
 
+    _check_threads(config)
     bench(config, out(), err)
 
 

@@ -65,7 +65,8 @@ def _settings(folder: Path, config: BenchConfig) -> Settings:
 
 def _show(console: Console, result: dict[str, Any]) -> None:
     settings, memory = result["settings"], result["memory"]
-    facts = table(f"{result['artifact']}, {result['threads']} threads", "what", "value")
+    threads = f"{result['threads']} thread{'s' * (result['threads'] > 1)}"
+    facts = table(f"{result['artifact']}, {threads}", "what", "value")
     facts.add_row("load", f"{_spread(result['load_seconds'])} s")
     for name, key in (("memory, loaded", "loaded"), ("memory, after all", "after")):
         facts.add_row(name, f"{mib(memory[key]['anonymous'])} anonymous, {mib(memory[key]['file'])} of files")

@@ -48,7 +48,7 @@ def evaluate(config: EvaluateConfig, console: Console, err: Console) -> list[Sco
     check, prompts = load_checker(Path(task.checker)), read_prompts(Path(task.prompts))[: config.n]
     if len(prompts) < config.n:
         raise UsageError(f"n {config.n}: {task.prompts} has {len(prompts)} prompts")
-    artifact = open_text_artifact(Path(config.artifact))
+    artifact = open_text_artifact(Path(config.artifact), threads=config.threads)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     scores: list[Score] = []
     with Progress(

@@ -38,7 +38,7 @@ class Answer:
 
 def answer_prompt(config: GenerateConfig, err: Console) -> None:
     """One prompt: the answer on stdout, a live view and what it took on stderr. Raises `PipelineError`."""
-    artifact = open_text_artifact(Path(config.artifact), config.packed_cache)
+    artifact = open_text_artifact(Path(config.artifact), config.packed_cache, config.threads)
     prompt = config.prompt if config.prompt is not None else _stdin().read()
     view = View(artifact, err)
     try:
@@ -58,7 +58,7 @@ def answer_lines(config: GenerateConfig, err: Console) -> None:
     """
     if config.prompt is not None:
         raise UsageError("prompt and prompts: give one of them")
-    artifact = open_text_artifact(Path(config.artifact), config.packed_cache)
+    artifact = open_text_artifact(Path(config.artifact), config.packed_cache, config.threads)
     name = "stdin" if config.prompts == "-" else str(config.prompts)
     n = n_failed = 0
     for number, line in _lines(str(config.prompts)):

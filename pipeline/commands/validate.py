@@ -47,14 +47,15 @@ def revalidate(config: ValidateConfig, display: Display) -> list[Figure]:
         task = _task_of(artifact, manifest, config)
         baseline = None if config.baseline is None else open_baseline(Path(config.baseline), manifest)
         if config.checkpoint is not None:
-            figures = _against_checkpoint(artifact, manifest, task, Path(config.checkpoint), display)
+            figures = _against_checkpoint(artifact, manifest, task, Path(config.checkpoint), config.threads, display)
         else:
             with display.stage("validate"):
-                figures = _alone(artifact, manifest, task)
+                figures = _alone(artifact, manifest, task, config.threads)
         figures = pinned(figures, config.bounds)
         if baseline is not None:
             with display.stage("baseline") as report:
-                figures += against_baseline(figures, artifact / MODEL_FILE, baseline, asdict(config.margins), report)
+                margins = asdict(config.margins)
+                figures += against_baseline(figures, artifact / MODEL_FILE, baseline, margins, report, config.threads)
         return figures
     except OSError as error:
         raise OutputError(f"{artifact} cannot be validated: {error.strerror or error}") from error
@@ -77,8 +78,8 @@ def pinned(figures: list[Figure], bounds: PinnedBounds) -> list[Figure]:
     ]
 
 
-def _alone(artifact: Path, manifest: dict[str, Any], task: TaskConfig) -> list[Figure]:
-    measured = check_artifact(artifact)
+def _alone(artifact: Path, manifest: dict[str, Any], task: TaskConfig, threads: int | None) -> list[Figure]:
+    measured = check_artifact(artifact, threads)
     if measured.reference.task is None or measured.replay.answers is None or task.checker is None:
         return measured.figures
     tokenizer = load_tokenizer(artifact)
@@ -92,7 +93,12 @@ def _alone(artifact: Path, manifest: dict[str, Any], task: TaskConfig) -> list[F
 
 
 def _against_checkpoint(
-    artifact: Path, manifest: dict[str, Any], task: TaskConfig, checkpoint: Path, display: Display
+    artifact: Path,
+    manifest: dict[str, Any],
+    task: TaskConfig,
+    checkpoint: Path,
+    threads: int | None,
+    display: Display,
 ) -> list[Figure]:
     config = config_of(artifact, manifest)
     check_settings(task, config.validation)
@@ -111,7 +117,8 @@ def _against_checkpoint(
         with display.stage("validate") as report:
             given = replace(again, pte=artifact / MODEL_FILE)
             reference_file = Path(folder) / REFERENCE_FILE
-            validated = validate(given, quantized, loaded, task, config.validation, reference_file, report)
+            settings = config.validation
+            validated = validate(given, quantized, loaded, task, settings, reference_file, report, threads)
     return [*validated.figures, repeated]
 
 
