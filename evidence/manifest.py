@@ -20,7 +20,7 @@ from validation.settings import TaskConfig, ValidationConfig
 class MadeOf:
     """What a run was given. sha256: of the checkpoint's files by name. model: the network's config.json.
 
-    ideal_program: bytes of the program, if it held its weights and nothing else.
+    ideal_program: bytes of the program, if it held its weights and nothing else. eager: the code that multiplied there.
     """
 
     checkpoint: str
@@ -33,6 +33,7 @@ class MadeOf:
     max_seq_len: int
     max_rows: int
     ideal_program: int
+    eager: dict[str, str]
 
 
 def manifest_of(
@@ -48,11 +49,12 @@ def manifest_of(
         "checkpoint": {"name": made_of.checkpoint, "bytes": made_of.checkpoint_bytes, "sha256": made_of.sha256},
         "model": made_of.model,
         "recipe": asdict(made_of.recipe),
-        "task": asdict(task) | {"prompts": _name(task.prompts), "checker": _name(task.checker)},
+        "task": asdict(task) | {"prompts": _name(task.prompts), "checker": _name(task.checker), "checkpoint": None},
         "validation": asdict(made_of.validation),
         "export": {"max_seq_len": made_of.max_seq_len, "max_rows": made_of.max_rows},
         "versions": {name: version(name) for name in ("torch", "executorch", "torchao")}
         | {"python": platform.python_version(), "target": "XNNPACK, CPU"},
+        "eager": made_of.eager,
         "sizes": {
             "checkpoint": made_of.checkpoint_bytes,
             "program": program,

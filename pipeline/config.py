@@ -29,6 +29,7 @@ HOME = PACKAGE if (PACKAGE / "conf").is_dir() else ROOT
 CONF, ASSETS = HOME / "conf", HOME / "assets"
 # Rooms whose files decide what an artifact is.
 ROOMS = ("conf", "model", "recipes", "pipeline", "validation", "report", "evidence", "runtime")
+AUTO = "auto"  # the task that stands for the checkpoint's own
 T = TypeVar("T")
 # What transformers, Dream, LLaDA, lm-eval and others call our keys; a command has the first of those that it has.
 _NEW_TOKENS = ("max_new_tokens", "new_tokens")
@@ -118,6 +119,15 @@ def load_recipe(name: str) -> Recipe:
 def load_task(name: str) -> TaskConfig:
     """The task of `conf/task/NAME.yaml`, checked. Raises `UsageError`."""
     return _choice("task", name, TaskConfig)
+
+
+def task_for(task: TaskConfig, checkpoint: Path) -> TaskConfig:
+    """The task itself, or in place of `auto` the one of this checkpoint; none for one that brings none."""
+    if task.name != AUTO:
+        return task
+    tasks = (load_task(name) for name in names_of("task"))
+    of_checkpoint = (t for t in tasks if t.checkpoint and Path(t.checkpoint).resolve() == checkpoint.resolve())
+    return next(of_checkpoint, load_task("none"))
 
 
 def _choice(group: str, name: str, schema: type[T]) -> T:

@@ -31,6 +31,7 @@ from report.report_json import report_data
 from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE
 from runtime.errors import OutputError
 from runtime.tokenizer import TOKENIZER_FILE
+from validation.eager import kernels
 from validation.judge import Validated
 
 RUN_FILES = (REPORT_FILE, PAGE_FILE)  # that hold times and memory, and so differ from run to run
@@ -105,6 +106,7 @@ def package(
         max_seq_len=lowered.max_seq_len,
         max_rows=lowered.max_rows,
         ideal_program=needs.output,
+        eager=kernels(),
     )
     # As JSON keeps it, and as anybody reads it.
     manifest = json.loads(_json(manifest_of(folder, made_of, validated, created, RUN_FILES)))

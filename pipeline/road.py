@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 
+from pipeline.config import task_for
 from pipeline.display import Display
 from pipeline.estimate import check_resources
 from pipeline.export import export, lengths
@@ -27,6 +29,7 @@ from validation.settings import check_settings
 def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
     """Raises `PipelineError`; nothing is left at `config.output` then."""
     output = Path(config.output).resolve()
+    config = replace(config, task=task_for(config.task, Path(config.checkpoint)))
     check_settings(config.task, config.validation)
     needs = check_resources(config, display.console)
     with staging(output, config.overwrite) as folder:

@@ -17,10 +17,10 @@ from runtime.program import ProgramError
 from validation.expected_format import expected_format
 from validation.judge import Validated, bounds_of, measure
 from validation.recording import make_reference, prompts_of, task_of
-from validation.reference import save_reference
-from validation.replay import solve
+from validation.reference import Task, save_reference
+from validation.replay import Answers, solve
 from validation.settings import TaskConfig, ValidationConfig
-from validation.solved import Solved, share_solved, solved_figure
+from validation.solved import Solved, check_fit, share_solved, solved_figure
 from validation.wrong_layers import name_wrong_layer
 
 
@@ -36,19 +36,21 @@ def validate(
 ) -> Validated:
     """Writes `reference_file`. threads: as for `runtime.threads.use_threads`.
 
-    Raises `BadArtifactError` if the program does not run.
+    Raises `BadArtifactError` if the program does not run, `UsageError` for a task that the checkpoint cannot solve.
     """
     S, max_rows = lowered.max_seq_len, lowered.max_rows
     prompts = prompts_of(loaded.tokenizer, loaded.config, task_config, settings, S)
     task = task_of(loaded.tokenizer, prompts, task_config, S)
+    float32_answers, share = None, 0.0
+    if task is not None:
+        report(f"{len(task.prompts)} prompts solved in float32")
+        float32_answers = solve(load_hf_model(loaded.folder, dtype=torch.float32)[0], task)
+        share = _share(loaded, task_config, task, float32_answers)
+        check_fit(task_config.name, len(task.prompts), share, quantized.recipe.bounds.solved_drop)
     float32 = Weights(loaded.model, {})
     reference = make_reference(
         quantized.weights, float32, prompts, task, task_config.new_tokens, settings, S, max_rows, report
     )
-    float32_answers = None
-    if task is not None:
-        report(f"{len(task.prompts)} prompts solved in float32")
-        float32_answers = solve(load_hf_model(loaded.folder, dtype=torch.float32)[0], task)
     save_reference(reference, reference_file)
     report("model.pte in the ExecuTorch runtime, twice")
     expected = expected_format(quantized.weights, quantized.recipe, S, max_rows, lowered.metadata)
@@ -60,15 +62,14 @@ def validate(
         list(measured.figures), lowered.pte, quantized.weights, reference, quantized.recipe.bounds, report
     )
     solved = None
-    if reference.task is not None and float32_answers is not None and measured.replay.answers is not None:
-        assert task_config.checker is not None
-        assert loaded.tokenizer is not None
-        checker = Path(task_config.checker)
-        solved = Solved(
-            task_config.name,
-            len(reference.task.prompts),
-            float32=share_solved(loaded.tokenizer, checker, reference.task, float32_answers.tokens),
-            program=share_solved(loaded.tokenizer, checker, reference.task, measured.replay.answers.tokens),
-        )
+    if task is not None and measured.replay.answers is not None:
+        program = _share(loaded, task_config, task, measured.replay.answers)
+        solved = Solved(task_config.name, len(task.prompts), float32=share, program=program)
         figures.append(solved_figure(solved, quantized.recipe.bounds.solved_drop))
     return Validated(figures, measured, expected, solved, float32_answers)
+
+
+def _share(loaded: Loaded, config: TaskConfig, task: Task, answers: Answers) -> float:
+    assert config.checker is not None
+    assert loaded.tokenizer is not None
+    return share_solved(loaded.tokenizer, Path(config.checker), task, answers.tokens)

@@ -6,6 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from report.files import write_text
+from report.tables import bound_text
 from runtime.errors import PipelineError, one_line
 from validation.figures import Figure
 
@@ -35,9 +36,9 @@ def markdown(name: str, figures: list[Figure], error: PipelineError | None) -> s
     lines += [f"{len(figures) - len(wrong)} of {len(figures)} figures are within bounds.", ""]
     lines += ["| | | figure | value | bound | where |", "|---|---|---|---|---|---|"]
     for figure in [*wrong, *(figure for figure in figures if figure.ok)]:
-        relation = "≥" if figure.at_least else "≤"
-        cells = (f"{figure.value:.6g}", f"{relation} {figure.bound:.6g}", _code(figure.where) if figure.where else "")
-        lines.append(f"| {'✅' if figure.ok else '❌'} | {figure.group} | `{figure.name}` | {' | '.join(cells)} |")
+        cells = (f"{figure.value:.6g}", bound_text(figure), _code(figure.where) if figure.where else "")
+        mark = "❌" if not figure.ok else "✅" if figure.bound is not None else ""
+        lines.append(f"| {mark} | {figure.group} | `{figure.name}` | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 

@@ -92,6 +92,8 @@ def figure_text(figure: dict[str, Any]) -> str:
 
 
 def bound_text(figure: dict[str, Any]) -> str:
+    if figure["bound"] is None:
+        return "reported, not judged"
     return f"{'≥' if figure['at_least'] else '≤'} {_with_unit(figure['name'], figure['bound'])}"
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from report.page import PAGE_FILE
-from report.tables import mib, table
+from report.tables import bound_text, mib, table, verdict_text
 from runtime.errors import ValidationError, one_line
 from validation.figures import Figure
 from validation.judge import Validated
@@ -49,14 +49,12 @@ def show_figures(console: Console, figures: list[Figure]) -> None:
     listing = table("validation", "", "figure", "value", "bound", "", "where")
     groups = list(dict.fromkeys(figure.group for figure in figures))
     for figure in sorted(figures, key=lambda figure: groups.index(figure.group)):
-        relation = "≥" if figure.at_least else "≤"
-        verdict = "ok" if figure.ok else "FAILED"
         listing.add_row(
             figure.group,
             figure.name,
             f"{figure.value:.6g}",
-            f"{relation} {figure.bound:.6g}",
-            f"[{'green' if figure.ok else 'bold red'}]{verdict}[/]",
+            bound_text(figure),
+            verdict_text(figure),
             Text(one_line(figure.where, 300)),  # an artifact's words, no markup
         )
     console.print(listing)

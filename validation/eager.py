@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import (
     _apply_int8_act_asym_per_token_quant_dequant,
@@ -28,6 +31,7 @@ TOKENS = 512  # that go through an MLP at once: its activations are the widest
 ACTIVATIONS = 2**18  # that are quantized at once: temporaries beyond a processor's cache make it ten times slower
 ROWS = 512  # whose logits are computed at once
 VOCAB = 8192  # rows of the output layer that are in memory at once
+SLICE = 512  # rows of a weight that one thread multiplies with at once
 
 Take = Callable[[int, int, Tensor], None]
 Report = Callable[[str], None]
@@ -44,20 +48,36 @@ class LayerRun:
     v_1NGd: Tensor
 
 
+@dataclass
+class Twin:
+    """Some of the calls once more, with products that are summed in another order: how far rounding alone may lead.
+
+    x_1ND: their stream, as far as it has come. take: as that of `run_by_layer`.
+    """
+
+    sequences: tuple[Sequence, ...]
+    take: Take
+    x_1ND: Tensor | None = None
+
+
 def run_by_layer(
     weights: Weights,
     sequences: tuple[Sequence, ...],
     take: Take,
     dtype: torch.dtype | None = None,
     report: Report = lambda _: None,
+    twin: Twin | None = None,
 ) -> list[list[float]]:
     """Calls take(i, j, logits float32 [K, vocab]) for call j of sequence i.
 
     dtype: to compute in; None for the weights' own. Returns the tie margin of each call, see `TieMargins`.
     """
     ties = TieMargins(n_tokens(sequences))
-    last = deque(run_layers(weights, sequences, dtype, ties, report, multiply=product), maxlen=1).pop()
+    last = deque(run_layers(weights, sequences, dtype, ties, report, multiply=product, twin=twin), maxlen=1).pop()
     run_head(weights, sequences, last.x_1ND, take, dtype, ties, report)
+    if twin is not None and twin.x_1ND is not None:
+        unheard = TieMargins(n_tokens(twin.sequences))
+        run_head(weights, twin.sequences, twin.x_1ND, twin.take, dtype, unheard, report, product_in_halves)
     return ties.by_call(sequences)
 
 
@@ -72,6 +92,7 @@ def run_layers(
     watch: Watch | None = None,
     order: list[int] | None = None,
     multiply: Multiply = F.linear,
+    twin: Twin | None = None,
 ) -> Iterator[LayerRun]:
     """The layers one after another. While the caller looks at one, no layer's floats are in memory.
 
@@ -81,20 +102,36 @@ def run_layers(
     """
     config = weights.model.config
     x_1ND = embed(weights, sequences, dtype)
-    rotate = partial(apply_rope, *rope_cos_sin(config, _positions(sequences), x_1ND.dtype))
+    if twin is not None:
+        twin.x_1ND = embed(weights, twin.sequences, dtype)
+        unheard = TieMargins(n_tokens(twin.sequences))
     for step, i in enumerate(range(config.num_hidden_layers) if order is None else order):
         report(f"layer {i + 1}/{config.num_hidden_layers}")
         instead_1ND = given(step)
         x_1ND = x_1ND if instead_1ND is None else instead_1ND.to(x_1ND.dtype)
-        layer = _layer(config, weights, f"layers.{i}", dtype, ties, watch, multiply)
-        kept: list[Tensor] = []
-        attend_calls = partial(_attend_calls, sequences, kept)
-        x_1ND = x_1ND + layer.self_attn(layer.input_layernorm(x_1ND), rotate, attend_calls)
-        mlp = (part + layer.mlp(layer.post_attention_layernorm(part)) for part in x_1ND.split(TOKENS, dim=1))
-        x_1ND = torch.cat(list(mlp), dim=1)
-        del layer  # before the next one takes as much
-        weights.release(f"layers.{i}.")
-        yield LayerRun(x_1ND, *kept)
+        name = f"layers.{i}"
+        floats = _floats_of_layer(config, weights, name, dtype)
+        layer = _layer(config, weights, name, floats, ties, watch, multiply)
+        x_1ND, k_1NGd, v_1NGd = _through(layer, config, sequences, x_1ND)
+        if twin is not None and twin.x_1ND is not None:
+            layer = _layer(config, weights, name, floats, unheard, None, product_in_halves)
+            twin.x_1ND, *_ = _through(layer, config, twin.sequences, twin.x_1ND)
+        del layer, floats  # before the next one takes as much
+        weights.release(f"{name}.")
+        yield LayerRun(x_1ND, k_1NGd, v_1NGd)
+
+
+def _through(
+    layer: DecoderLayer, config: DreamEdgeConfig, sequences: tuple[Sequence, ...], x_1ND: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(stream after the layer, keys, values)"""
+    rotate = partial(apply_rope, *rope_cos_sin(config, _positions(sequences), x_1ND.dtype))
+    kept: list[Tensor] = []
+    x_1ND = x_1ND + layer.self_attn(layer.input_layernorm(x_1ND), rotate, partial(_attend_calls, sequences, kept))
+    mlp = (part + layer.mlp(layer.post_attention_layernorm(part)) for part in x_1ND.split(TOKENS, dim=1))
+    x_1ND = torch.cat(list(mlp), dim=1)
+    k_1NGd, v_1NGd = kept
+    return x_1ND, k_1NGd, v_1NGd
 
 
 @torch.no_grad()
@@ -146,14 +183,15 @@ def run_head(
     dtype: torch.dtype | None,
     ties: TieMargins,
     report: Report = lambda _: None,
+    multiply: Multiply | None = None,
 ) -> None:
-    """The norm and the output layer, over what the last layer gave."""
+    """The norm and the output layer, over what the last layer gave. multiply: `product` if none is given."""
     x_RD, rows_R = normed_rows(weights, sequences, x_1ND, dtype)
     if quantizes_activations(weights, "lm_head.weight"):
         for part in torch.arange(len(x_RD)).split(max(1, ACTIVATIONS // x_RD.shape[1])):
             ties.note(x_RD[part], rows_R[part])
         x_RD = quantized_activations(x_RD)
-    _take_logits(weights, sequences, x_RD, take, report)
+    _take_logits(weights, sequences, x_RD, take, report, multiply or product)
 
 
 def _positions(sequences: tuple[Sequence, ...]) -> Tensor:
@@ -166,11 +204,19 @@ def n_tokens(sequences: tuple[Sequence, ...]) -> int:
     return sum(len(call.tokens) for sequence in sequences for call in sequence.calls)
 
 
+def _floats_of_layer(
+    config: DreamEdgeConfig, weights: Weights, prefix: str, dtype: torch.dtype | None
+) -> dict[str, nn.Parameter]:
+    with torch.device("meta"):
+        names = [f"{prefix}.{name}" for name, _ in DecoderLayer(config).named_parameters()]
+    return {name: nn.Parameter(_floats(weights, name, dtype), requires_grad=False) for name in names}
+
+
 def _layer(
     config: DreamEdgeConfig,
     weights: Weights,
     prefix: str,
-    dtype: torch.dtype | None,
+    floats: dict[str, nn.Parameter],
     ties: TieMargins,
     watch: Watch | None,
     multiply: Multiply,
@@ -179,7 +225,7 @@ def _layer(
         layer = DecoderLayer(config)
     for path, module in layer.named_modules(prefix=prefix):
         for leaf in [name for name, _ in module.named_parameters(recurse=False)]:
-            setattr(module, leaf, nn.Parameter(_floats(weights, f"{path}.{leaf}", dtype), requires_grad=False))
+            setattr(module, leaf, floats[f"{path}.{leaf}"])
         if isinstance(module, nn.Linear):
             module.forward = partial(multiply, weight=module.weight, bias=module.bias)  # type: ignore[method-assign]
         if isinstance(module, nn.Linear) and quantizes_activations(weights, f"{path}.weight"):
@@ -192,12 +238,42 @@ def _layer(
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`. In float32 by numpy's BLAS: torch's, MKL, is a third slower on AMD (125 and 90 GFLOP/s).
 
-    Its rounding of a token depends on how many others it is given with.
+    BLAS sums in another order when it has another number of threads. So it is given one, and slices of the weight, by
+    as many threads of ours as torch has: the bits depend on the processor's kernel alone, and on how many tokens go
+    together.
     """
     if x.dtype != torch.float32:
         return F.linear(x, weight, bias)
-    out = torch.from_numpy(x.detach().numpy() @ weight.detach().numpy().T)
+    x_ND, out_NM = x.detach().reshape(-1, x.shape[-1]).numpy(), torch.empty(x.shape[:-1].numel(), len(weight)).numpy()
+
+    def fill(rows: slice) -> None:
+        np.matmul(x_ND, weight[rows].detach().numpy().T, out=out_NM[:, rows])
+
+    slices = [slice(start, start + SLICE) for start in range(0, len(weight), SLICE)]
+    with blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        list(threads.map(fill, slices))
+    out = torch.from_numpy(out_NM).view(*x.shape[:-1], len(weight))
     return out if bias is None else out.add_(bias)
+
+
+@cache
+def blas() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def kernels() -> dict[str, str]:
+    """Which code multiplies here: where these differ, eager's float32 sums come in another order."""
+    (numpys,) = (info for info in blas().info() if info["user_api"] == "blas")
+    return {
+        "float32 products": f"{numpys['internal_api']} {numpys['version']} {numpys['architecture']}",
+        "other operators": f"torch {torch.__version__.partition('+')[0]} {torch.backends.cpu.get_cpu_capability()}",
+    }
+
+
+def product_in_halves(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`, as right as `product` and summed in another order: by torch, and half of the inputs at a time."""
+    half = x.shape[-1] // 2
+    return F.linear(x[..., :half], weight[:, :half]) + F.linear(x[..., half:], weight[:, half:], bias)
 
 
 class _Quantization:
@@ -261,6 +337,7 @@ def _take_logits(
     x_RD: Tensor,
     take: Take,
     report: Report,
+    multiply: Multiply,
 ) -> None:
     """The output layer over some rows at a time, a slice of the vocabulary at a time."""
     calls = [(i, j, len(call.rows)) for i, sequence in enumerate(sequences) for j, call in enumerate(sequence.calls)]
@@ -275,7 +352,7 @@ def _take_logits(
         logits_RV = torch.empty(R, V)
         for start in range(0, V, VOCAB):
             head_WD = _floats(weights, "lm_head.weight", x_RD.dtype, slice(start, min(V, start + VOCAB)))
-            logits_RV[:, start : start + VOCAB] = product(x_RD[at : at + R], head_WD).float()
+            logits_RV[:, start : start + VOCAB] = multiply(x_RD[at : at + R], head_WD).float()
         weights.release("lm_head.")
         weights.release("embed_tokens.")  # of a tied model
         at += R

@@ -19,26 +19,34 @@ from validation.replay import Replay
 # and XNNPACK differ there by float32 rounding alone. See docs/validation.md.
 TIE_MARGIN = 1e-4
 IDENTICAL_DB = 200.0  # stands for "no difference at all"
+# What a device's rounding may add to eager's own: twice the noise. Measured worst: 4.5 dB (docs/validation.md).
+ROUNDING_DB = 6.0
+# The divergence of the program may be so much more than that of the quantized model in eager, which ties account for.
+DIVERGENCE = 1.25
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured value and its bound. where: the case that gave the value."""
+    """One measured value and its bound, None if it is reported and not judged. where: the case that gave the value."""
 
     group: str
     name: str
     value: float
-    bound: float
+    bound: float | None
     at_least: bool
     where: str = ""
 
     @property
     def ok(self) -> bool:
+        if self.bound is None:
+            return not math.isnan(self.value)
         return self.value >= self.bound if self.at_least else self.value <= self.bound  # NaN is never ok
 
     def __str__(self) -> str:
-        relation = "at least" if self.at_least else "at most"
         where = f" ({self.where})" if self.where else ""
+        if self.bound is None:
+            return f"{self.group}: {self.name} is {self.value:.6g}{where}"
+        relation = "at least" if self.at_least else "at most"
         return f"{self.group}: {self.name} is {self.value:.6g}, must be {relation} {self.bound:.6g}{where}"
 
 
@@ -55,35 +63,51 @@ def sqnr_db(expected: Tensor, actual: Tensor) -> float:
 
 
 def fidelity(reference: Reference, replay: Replay, bounds: dict[str, float]) -> list[Figure]:
-    """The program against the same model in eager, call by call; the worst counts."""
+    """The program against the same model in eager, call by call; the worst counts.
+
+    No call free of ties has to come nearer to eager than eager comes to itself when it sums in another order.
+    """
+    rounding_db = reference.rounding_db - ROUNDING_DB
+    exact_bound = min(bounds["fidelity_exact_db"], rounding_db)
+    # Without quantized activations no call has a tie, and both bounds are of the same calls.
+    has_ties = any(e.tie_margin < math.inf for expected in reference.expected for e in expected)
+    bound = bounds["fidelity_db"] if has_ties else min(bounds["fidelity_db"], rounding_db)
     calls = [(where, sqnr_db(e.eager, actual.vector), e.tie_margin) for where, e, actual in _calls(reference, replay)]
     worst = _worst((db, where) for where, db, _ in calls)
-    figures = [Figure("fidelity", "fidelity_db", worst[0], bounds["fidelity_db"], True, worst[1])]
+    figures = [Figure("fidelity", "fidelity_db", worst[0], bound, True, worst[1])]
     exact = [(db, where) for where, db, margin in calls if margin > TIE_MARGIN]
     if not exact:
         # In a wide quantized network every call has a tie; `changed_weights` then shows that each weight is right.
         return [replace(figures[0], where=f"{worst[1]}; no call is free of rounding ties")]
     worst = _worst(exact)
     where = f"{worst[1]}; {len(exact)} of {len(calls)} calls are free of rounding ties"
-    return [*figures, Figure("fidelity", "fidelity_exact_db", worst[0], bounds["fidelity_exact_db"], True, where)]
+    return [*figures, Figure("fidelity", "fidelity_exact_db", worst[0], exact_bound, True, where)]
 
 
 def quality(reference: Reference, replay: Replay, bounds: dict[str, float]) -> list[Figure]:
-    """The program against the float32 model, over the rows that predict masks of whole sequences."""
-    pairs = [(where, e.float32, actual) for where, e, actual in _calls(reference, replay) if e.float32 is not None]
-    expected, actual = torch.cat([e.vector for _, e, _ in pairs]), torch.cat([a.vector for _, _, a in pairs])
-    top1 = torch.cat([e.top1 == a.top1 for _, e, a in pairs]).double().mean().item()
-    kl = torch.cat([kl_divergence(e, a) for _, e, a in pairs]).mean().item()
+    """The program against the float32 model, over the rows that predict masks of whole sequences.
+
+    How near a format can come depends on the checkpoint, so no figure has a bound of its own but the divergence: it may
+    not be more than that of the same quantized model in eager.
+    """
+    pairs = [(where, e, actual) for where, e, actual in _calls(reference, replay) if e.float32 is not None]
+    rows = [(where, e.float32, actual) for where, e, actual in pairs if e.float32 is not None]
+    expected, actual = torch.cat([e.vector for _, e, _ in rows]), torch.cat([a.vector for _, _, a in rows])
+    top1 = torch.cat([e.top1 == a.top1 for _, e, a in rows]).double().mean().item()
+    kl = torch.cat([kl_divergence(e, a) for _, e, a in rows]).mean().item()
+    in_eager = torch.cat([e.divergence for _, e, _ in pairs if e.divergence is not None]).double().mean().item()
     cosine = _worst(
-        (torch.cosine_similarity(e.vector.double(), a.vector.double(), dim=-1).min().item(), w) for w, e, a in pairs
+        (torch.cosine_similarity(e.vector.double(), a.vector.double(), dim=-1).min().item(), w) for w, e, a in rows
     )
-    distance = _worst((-(e.values - a.values).abs().max().item(), w) for w, e, a in pairs)
+    distance = _worst((-(e.values - a.values).abs().max().item(), w) for w, e, a in rows)
+    kl_bound = DIVERGENCE * in_eager + bounds["kl_slack"]
+    where = f"mean of {len(expected)} rows; the quantized model in eager has {in_eager:.3g}"
     return [
-        Figure("quality", "top1_agreement", top1, bounds["top1_agreement"], True, f"{len(expected)} rows"),
-        Figure("quality", "kl_divergence", kl, bounds["kl_divergence"], False, f"mean of {len(expected)} rows"),
-        Figure("quality", "sqnr_db", sqnr_db(expected, actual), bounds["sqnr_db"], True),
-        Figure("quality", "cosine", cosine[0], bounds["cosine"], True, cosine[1]),
-        Figure("quality", "max_abs_diff", -distance[0], bounds["max_abs_diff"], False, distance[1]),
+        Figure("quality", "top1_agreement", top1, None, True, f"{len(expected)} rows"),
+        Figure("quality", "kl_divergence", kl, kl_bound, False, where),
+        Figure("quality", "sqnr_db", sqnr_db(expected, actual), None, True),
+        Figure("quality", "cosine", cosine[0], None, True, cosine[1]),
+        Figure("quality", "max_abs_diff", -distance[0], None, False, distance[1]),
     ]
 
 

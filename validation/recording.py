@@ -10,6 +10,7 @@ from validation.settings import MIN_PROMPTS
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,8 @@ from torch import Tensor
 from recipes.stored import Weights
 from runtime.errors import UsageError
 from runtime.tokenizer import encode
-from validation.eager import run_by_layer
+from validation.eager import Twin, quantizes_activations, run_by_layer
+from validation.figures import TIE_MARGIN, kl_divergence, sqnr_db
 from validation.logits import Summary, summarize, top_columns
 from validation.reference import Call, Expected, Reference, Sequence, Task
 from validation.settings import TaskConfig, ValidationConfig
@@ -74,11 +76,12 @@ def make_reference(
     config = float32.model.config
     contract = contract_sequences(prompts, config.mask_token_id, max_seq_len, max_rows)
     candidates = short_candidates(prompts)
-    expected = record(quantized, float32, (*whole, *contract, *candidates), report)
+    expected, rounding = record(quantized, float32, (*whole, *contract, *candidates), report)
     n = len(whole) + len(contract)
     chosen = [*range(n), *(n + i for i in freest_of_ties(candidates, expected[n:]))]
     sequences = (*whole, *contract, *renumbered(candidates, [i - n for i in chosen[n:]]))
-    return Reference(sequences, tuple(expected[i] for i in chosen), task)
+    rounding_db = min((db for i in chosen for db in rounding.get(i, ())), default=math.inf)
+    return Reference(sequences, tuple(expected[i] for i in chosen), rounding_db, task)
 
 
 def whole_sequences(
@@ -193,8 +196,12 @@ def renumbered(candidates: tuple[Sequence, ...], chosen: list[int]) -> list[Sequ
 
 def record(
     quantized: Weights, float32: Weights, sequences: tuple[Sequence, ...], report: Report = lambda _: None
-) -> list[tuple[Expected, ...]]:
-    """What eager gives for every call: the quantized model's, and for whole sequences the float32 model's too."""
+) -> tuple[list[tuple[Expected, ...]], dict[int, list[float]]]:
+    """(what eager gives for every call, by sequence the decibels between two orders of summation).
+
+    The first is the quantized model's, and for whole sequences the float32 model's too. The second is of calls that
+    are free of ties: of all where no activation is quantized, else of the short ones.
+    """
     whole = tuple(sequence for sequence in sequences if sequence.name.startswith("whole"))
     wide: dict[str, tuple[Summary, Tensor]] = {}
 
@@ -204,16 +211,41 @@ def record(
 
     run_by_layer(float32, whole, keep, torch.float32, lambda detail: report(f"float32, {detail}"))
     eager: dict[tuple[int, int], Tensor] = {}
+    divergence: dict[int, Tensor] = {}
 
     def keep_eager(i: int, j: int, logits_KV: Tensor) -> None:
-        eager[i, j] = summarize(logits_KV).vector
+        float32_summary, columns_KC = wide.get(sequences[i].name, (None, None))
+        summary = summarize(logits_KV, columns_KC)
+        eager[i, j] = summary.vector
+        if float32_summary is not None:
+            divergence[i] = kl_divergence(float32_summary, summary).float()
 
-    margins = run_by_layer(quantized, sequences, keep_eager, None, lambda detail: report(f"quantized, {detail}"))
+    twice = [i for i, sequence in enumerate(sequences) if _summed_twice(quantized, sequence)]
+    other: dict[tuple[int, int], Tensor] = {}
+
+    def keep_other(i: int, j: int, logits_KV: Tensor) -> None:
+        other[twice[i], j] = summarize(logits_KV).vector
+
+    twin = Twin(tuple(sequences[i] for i in twice), keep_other) if twice else None
+    say = lambda detail: report(f"quantized, {detail}")  # noqa: E731
+    margins = run_by_layer(quantized, sequences, keep_eager, None, say, twin)
     expected = []
     for i, (sequence, row) in enumerate(zip(sequences, margins, strict=True)):
         float32_summary, columns = wide.get(sequence.name, (None, None))
-        expected.append(tuple(Expected(eager[i, j], float32_summary, columns, m) for j, m in enumerate(row)))
-    return expected
+        kept = (float32_summary, columns, divergence.get(i))
+        expected.append(tuple(Expected(eager[i, j], *kept, margin) for j, margin in enumerate(row)))
+    rounding: dict[int, list[float]] = {i: [] for i in twice}
+    for (i, j), vector in other.items():
+        if margins[i][j] > TIE_MARGIN:
+            rounding[i].append(sqnr_db(eager[i, j], vector))
+    return expected, rounding
+
+
+def _summed_twice(weights: Weights, sequence: Sequence) -> bool:
+    """Long calls of a quantized network have ties; float16 rounds so much more that the order says nothing."""
+    if weights.model.norm.weight.dtype != torch.float32:
+        return False
+    return sequence.name.startswith("short") or not quantizes_activations(weights, "lm_head.weight")
 
 
 def task_of(tokenizer: Tokenizer | None, prompts: list[Tensor], task: TaskConfig, max_seq_len: int) -> Task | None:

@@ -51,6 +51,7 @@ class Expected:
 
     eager: from the same model in eager, the `vector` of a `Summary`. float32: from the float32 model, for whole
         sequences, by which quality is judged. columns: int64 [K, C], those of its values.
+    divergence: float32 [K], nats, of the quantized model in eager from the float32 model, where that is recorded.
     tie_margin: how far the nearest quantized activation is from a rounding tie, in steps of its int8 grid
     (0..0.5); infinite without quantized activations.
     """
@@ -58,6 +59,7 @@ class Expected:
     eager: Tensor
     float32: Summary | None
     columns: Tensor | None
+    divergence: Tensor | None
     tie_margin: float
 
 
@@ -72,10 +74,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Reference:
-    """expected[i][j] belongs to sequences[i].calls[j]."""
+    """expected[i][j] belongs to sequences[i].calls[j].
+
+    rounding_db: decibels between two orders of summation in eager, the worst call that is free of ties: what float32's
+    rounding alone may do to these very calls; infinite where it was not measured.
+    """
 
     sequences: tuple[Sequence, ...]
     expected: tuple[tuple[Expected, ...], ...]
+    rounding_db: float
     task: Task | None = None
 
 
@@ -89,14 +96,16 @@ def save_reference(reference: Reference, file: Path) -> None:
             tensors[prefix + "tokens"] = call.tokens
             tensors[prefix + "rows"] = call.rows
             tensors[prefix + "eager"] = logits.eager.contiguous()
-            if logits.float32 is not None and logits.columns is not None:
+            if logits.float32 is not None and logits.columns is not None and logits.divergence is not None:
                 tensors[prefix + "columns"] = logits.columns
+                tensors[prefix + "divergence"] = logits.divergence
                 for field, tensor in vars(logits.float32).items():
                     tensors[f"{prefix}float32/{field}"] = tensor.contiguous()
             margin = None if logits.tie_margin == float("inf") else logits.tie_margin
             calls.append({"start_pos": call.start_pos, "kv_len": call.kv_len, "tie_margin": margin})
         listing.append({"name": sequence.name, "calls": calls})
-    header: dict[str, object] = {"sequences": listing}
+    rounding_db = None if reference.rounding_db == math.inf else reference.rounding_db
+    header: dict[str, object] = {"sequences": listing, "rounding_db": rounding_db}
     if reference.task is not None:
         tensors["task/prompts"] = torch.cat(reference.task.prompts)
         tensors["task/lengths"] = torch.tensor([len(prompt) for prompt in reference.task.prompts])
@@ -128,6 +137,9 @@ def load_reference(file: Path) -> Reference:
                 sequences.append(Sequence(str(entry["name"]), tuple(calls)))
                 expected.append(tuple(logits))
             task = None if header.get("task") is None else _task(opened, header["task"])
+            rounding_db = math.inf if header["rounding_db"] is None else header["rounding_db"]
+            if not isinstance(rounding_db, float) or math.isnan(rounding_db):
+                raise ValueError(f"rounding_db {rounding_db!r}")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         # A RuntimeError is also what deep nesting raises.
         raise ReferenceError(f"{file}: not readable as recorded calls: {error}") from error
@@ -138,7 +150,7 @@ def load_reference(file: Path) -> Reference:
         raise ReferenceError(f"{file}: lacks the recorded calls {', '.join(sorted(missing))}")
     if kinds != KINDS or len(set(found)) < len(found):
         raise ReferenceError(f"{file}: holds recorded calls of no known kind, or of the same name")
-    return Reference(tuple(sequences), tuple(expected), task)
+    return Reference(tuple(sequences), tuple(expected), rounding_db, task)
 
 
 def _call(opened: Any, prefix: str, entry: dict[str, Any]) -> Call:
@@ -157,7 +169,7 @@ def _expected(opened: Any, prefix: str, margin: Any, n_rows: int, names: set[str
     margin = math.inf if margin is None else margin
     eager = _tensor(opened, prefix + "eager", torch.float32, 2, n_rows)
     if prefix + "columns" not in names:
-        return Expected(eager, None, None, margin)
+        return Expected(eager, None, None, None, margin)
     columns = _tensor(opened, prefix + "columns", torch.int64, 2, n_rows)
     kept = {
         "vector": (torch.float32, 2),
@@ -169,7 +181,10 @@ def _expected(opened: Any, prefix: str, margin: Any, n_rows: int, names: set[str
     is_whole = columns.shape[1] == 0  # then the values are those of all columns
     if float32.vector.shape != eager.shape or float32.values.shape != (eager if is_whole else columns).shape:
         raise ValueError(f"{prefix}: logits of another shape")
-    return Expected(eager, float32, columns, margin)
+    divergence = _tensor(opened, prefix + "divergence", torch.float32, 1, n_rows)
+    if not divergence.isfinite().all():
+        raise ValueError(f"{prefix}: a divergence that is not finite")
+    return Expected(eager, float32, columns, divergence, margin)
 
 
 def _task(opened: Any, entry: dict[str, Any]) -> Task:

@@ -161,7 +161,8 @@ def shortest(reference: Reference, tokens: int) -> Reference:
     totals = accumulate(lengths[i] for i in by_length)
     chosen = sorted(i for i, total in zip(by_length, totals, strict=True) if total <= tokens)
     sequences, expected = reference.sequences, reference.expected
-    return Reference(tuple(sequences[i] for i in chosen), tuple(expected[i] for i in chosen), reference.task)
+    parts = (tuple(sequences[i] for i in chosen), tuple(expected[i] for i in chosen))
+    return Reference(*parts, reference.rounding_db, reference.task)
 
 
 def solve(network: Network, task: Task) -> Answers:

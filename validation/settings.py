@@ -25,6 +25,7 @@ class TaskConfig:
     new_tokens: int = 32
     threshold: float | None = None
     n_solve: int = 0
+    checkpoint: str | None = None
 
 
 MIN_PROMPTS = 8

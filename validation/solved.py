@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from runtime.errors import UsageError
 from runtime.tokenizer import decode
 from validation.figures import Figure
 from validation.reference import Task
@@ -34,6 +35,15 @@ def share_solved(tokenizer: Tokenizer, checker: Path, task: Task, answers: Tenso
         for prompt, answer in zip(task.prompts, answers, strict=True)
     ]
     return sum(solved) / len(solved)
+
+
+def check_fit(task: str, n: int, float32: float, drop: float) -> None:
+    """float32: the share that the float32 model solves. Raises `UsageError` where no program could be out of bounds."""
+    if 100 * float32 - drop <= 0:
+        raise UsageError(
+            f"task {task!r} does not fit the checkpoint: its float32 model solves {100 * float32:.1f}% of {n} prompts, "
+            f"so a program may lose {drop:g} points and solve none: give task=none, or a task that it was trained for"
+        )
 
 
 def solved_figure(solved: Solved, drop: float) -> Figure:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pipeline.config import AUTO, load_task, names_of
 from pipeline.schema import Cache, EvaluateConfig, decoding_options
 from report.files import check_output, write_json
 from report.tables import table
-from runtime.errors import UsageError
+from runtime.artifact import ArtifactError, load_manifest
+from runtime.errors import BadArtifactError, UsageError
 from runtime.generation import Generation
 from runtime.text import TextArtifact, open_text_artifact, write
 from runtime.tokenizer import decode, encode
@@ -36,6 +38,7 @@ class Score:
 
 def evaluate(config: EvaluateConfig, console: Console, err: Console) -> list[Score]:
     """Raises `PipelineError`. Interrupted, it shows what was solved until then."""
+    config = _with_task(config)
     task = config.task
     if task.prompts is None or task.checker is None:
         raise UsageError(f"task {task.name!r} has no prompts or no checker: nothing to solve")
@@ -69,6 +72,27 @@ def evaluate(config: EvaluateConfig, console: Console, err: Console) -> list[Sco
     if config.output is not None:
         write_json(Path(config.output), {"artifact": Path(config.artifact).name, "scores": [asdict(s) for s in scores]})
     return scores
+
+
+def _with_task(config: EvaluateConfig) -> EvaluateConfig:
+    """In place of `auto` the task that the artifact was validated with, where it is one of `conf/task/`."""
+    auto = config.task
+    if auto.name != AUTO:
+        return config
+    try:
+        name = str(load_manifest(Path(config.artifact))["task"]["name"])
+    except ArtifactError as error:
+        raise BadArtifactError(str(error)) from error
+    except (KeyError, TypeError) as error:
+        raise BadArtifactError(f"{config.artifact}: its manifest names no task") from error
+    known = [name for name in names_of("task") if load_task(name).prompts is not None]
+    if name not in known:
+        raise UsageError(f"{config.artifact} was validated without a task of conf/task: task=… ({', '.join(known)})")
+    task = load_task(name)
+    # What was left as it is in `auto` is the task's.
+    n_new = task.new_tokens if config.max_new_tokens == auto.new_tokens else config.max_new_tokens
+    threshold = task.threshold if config.threshold == auto.threshold else config.threshold
+    return replace(config, task=task, max_new_tokens=n_new, threshold=threshold)
 
 
 def _solve(

@@ -14,9 +14,10 @@ from rich.text import Text
 from evidence.integrity import as_it_stands, check_signatures, check_whole, signed_by
 from pipeline.schema import InspectConfig
 from report.page import REPORT_FILE
-from report.tables import mib, table
+from report.tables import bound_text, mib, table, verdict_text
 from runtime.artifact import MANIFEST_FILE, ArtifactError, files_of, read_small
 from runtime.errors import BadArtifactError
+from validation.figures import Figure
 
 SIDE_BY_SIDE = 116  # characters of a terminal that holds two tables beside each other
 
@@ -104,9 +105,10 @@ def _bits(recipe: dict[str, Any]) -> str:
 def _figures(manifest: dict[str, Any]) -> Table:
     listing = table("validation", "figure", "value", "bound", "")
     for figure in manifest["figures"]:
-        relation, value = "≥" if figure["at_least"] else "≤", float(figure["value"])
-        verdict = "[green]ok[/]" if figure["ok"] else "[bold red]FAILED[/]"
-        listing.add_row(_text(figure["name"]), f"{value:.5g}", f"{relation} {float(figure['bound']):.5g}", verdict)
+        bound = None if figure["bound"] is None else float(figure["bound"])
+        kept = Figure("", "", float(figure["value"]), bound, bool(figure["at_least"]))
+        verdict = verdict_text(kept) if figure["ok"] == kept.ok else "[bold red]FAILED[/]"
+        listing.add_row(_text(figure["name"]), f"{kept.value:.5g}", bound_text(kept, 5), verdict)
     if manifest["solved"] is not None:
         solved = manifest["solved"]
         listing.add_row(
