@@ -23,7 +23,7 @@ from runtime.errors import ValidationError
 from runtime.program import MODEL_FILE
 from validation.judge import Validated
 from validation.recording import prompts_of
-from validation.settings import check_settings
+from validation.settings import check_bounds, check_settings
 
 
 def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
@@ -31,6 +31,7 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
     output = Path(config.output).resolve()
     config = replace(config, task=task_for(config.task, Path(config.checkpoint)))
     check_settings(config.task, config.validation)
+    check_bounds("recipe.bounds.", vars(config.recipe.bounds))
     needs = check_resources(config, display.console)
     with staging(output, config.overwrite) as folder:
         with display.stage("load"):

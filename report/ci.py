@@ -33,7 +33,9 @@ def markdown(name: str, figures: list[Figure], error: PipelineError | None) -> s
     lines = [f"## {'✅' if is_valid else '❌'} {_code(name)} is {'valid' if is_valid else 'not valid'}", ""]
     if error is not None:
         return "\n".join([*lines, f"{_code(str(error))} (exit code {error.exit_code})", ""])
-    lines += [f"{len(figures) - len(wrong)} of {len(figures)} figures are within bounds.", ""]
+    judged = [figure for figure in figures if figure.bound is not None]
+    within = sum(figure.ok for figure in judged)
+    lines += [f"{within} of {len(judged)} figures are within bounds, {len(figures) - len(judged)} are reported.", ""]
     lines += ["| | | figure | value | bound | where |", "|---|---|---|---|---|---|"]
     for figure in [*wrong, *(figure for figure in figures if figure.ok)]:
         cells = (f"{figure.value:.6g}", bound_text(figure), _code(figure.where) if figure.where else "")

@@ -29,7 +29,7 @@ from pipeline.__main__ import main as pipeline
 from pipeline.config import names_of
 from runtime.artifact import MANIFEST_FILE
 from scripts.make_checkpoint import read_shape, write_checkpoint
-from tests.checkpoints import GOLDEN, ROOT, arguments, quality_of_random_weights
+from tests.checkpoints import GOLDEN, ROOT, arguments
 from tests.faults.judge import Right, right
 from tests.faults.table import FAULTS, Fault
 
@@ -104,7 +104,7 @@ def _runs_of(seed: int, folder: Path) -> list[dict[str, Any]]:
     for recipe in sorted(names_of("recipe")):
         artifact = folder / f"{seed}-{recipe}"
         paths = [f"checkpoint={checkpoint}", f"output={artifact}", f"cache={folder / f'cache-{seed}'}"]
-        code, said = _quiet(["run", f"recipe={recipe}", *paths, *quality_of_random_weights(recipe)])
+        code, said = _quiet(["run", f"recipe={recipe}", *paths])
         figures: dict[str, float] = {}
         if code == 0:
             manifest = json.loads((artifact / MANIFEST_FILE).read_text())

@@ -299,13 +299,13 @@ def test_out_of_bounds_is_kept_under_another_name(pipeline: Pipeline, tmp_path: 
         "run",
         f"checkpoint={GOLDEN / 'gqa2'}",
         "recipe=fp32_xnnpack",
-        "recipe.bounds.sqnr_db=190",
+        "recipe.bounds.planned_memory=0.1",
         f"output={output}",
         "export.max_seq_len=64",
     )
     assert code == 5
-    assert "sqnr_db is" in err
-    assert "must be at least 190" in err
+    assert "planned_memory is" in err
+    assert "must be at most" in err
     assert not output.exists()
     failed = tmp_path / "artifact.failed"
     assert str(failed) in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -235,7 +236,11 @@ def test_logits_that_are_no_numbers_are_shown_as_such(build: Build) -> None:
     logits[1, 2] = torch.nan
     call = Call(torch.tensor([1, 7, 7, 7]), 0, 4, torch.tensor([0, 1, 2]))
     columns = torch.empty(3, 0, dtype=torch.int64)
-    reference = Reference((Sequence("whole-000", (call,)),), ((Expected(float32.vector, float32, columns, 0.1),),))
+    reference = Reference(
+        (Sequence("whole-000", (call,)),),
+        ((Expected(float32.vector, float32, columns, torch.zeros(3), 0.1),),),
+        math.inf,
+    )
     replay = Replay(
         logits={"whole-000": [summarize(logits)]},
         digests={"whole-000": [""]},

@@ -49,7 +49,7 @@ def against(case: Case, model: DreamEdge) -> set[str]:
     """The fidelity figures that fail when the program is held against this model in eager."""
     _, reference, replayed = case
     float32, _, _ = load_hf_model(GOLDEN / "gqa2")
-    again = record(in_memory(model, Backend.xnnpack), in_memory(float32, Backend.xnnpack), reference.sequences)
+    again, _ = record(in_memory(model, Backend.xnnpack), in_memory(float32, Backend.xnnpack), reference.sequences)
     # The margins of the right model: a wrong one must not choose its own examination.
     expected = tuple(
         tuple(dataclasses.replace(new, tie_margin=old.tie_margin) for new, old in zip(*pair, strict=True))
@@ -124,7 +124,7 @@ def test_tie_margins_see_a_tie() -> None:
     assert ties.by_call((Sequence("a", (one, two)),)) == [[ties.margin_N[0], ties.margin_N[0]]]
 
 
-def test_quality_figures_fail_for_another_model(int4: Case) -> None:
+def test_a_program_that_diverges_more_than_its_model_fails(int4: Case) -> None:
     _, reference, replayed = int4
     bounds = bounds_of(load_recipe("int4_xnnpack"))
     torch.manual_seed(0)
@@ -133,7 +133,7 @@ def test_quality_figures_fail_for_another_model(int4: Case) -> None:
         for name, calls in replayed.logits.items()
     }
     noisy = dataclasses.replace(replayed, logits=noise)
-    assert failing(quality(reference, noisy, bounds)) >= {"top1_agreement", "kl_divergence", "sqnr_db", "cosine"}
+    assert failing(quality(reference, noisy, bounds)) == {"kl_divergence"}  # the others are reported
 
 
 def test_nan_is_never_within_bounds(int4: Case) -> None:

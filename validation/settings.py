@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +31,33 @@ class TaskConfig:
 
 
 MIN_PROMPTS = 8
+
+
+# What a figure can be at its worst and at its best: a bound at the worst or beyond it would never fail.
+RANGES = {
+    "fidelity_db": (0.0, math.inf),
+    "fidelity_exact_db": (0.0, math.inf),
+    "top1_agreement": (0.0, 1.0),
+    "kl_divergence": (math.inf, 0.0),
+    "kl_slack": (math.inf, 0.0),
+    "sqnr_db": (0.0, math.inf),
+    "cosine": (-1.0, 1.0),
+    "max_abs_diff": (math.inf, 0.0),
+    "solved_percent": (0.0, 100.0),
+    "solved_drop": (100.0, 0.0),
+    "bytes_per_weight": (math.inf, 0.0),
+    "planned_memory": (math.inf, 0.0),
+}
+
+
+def check_bounds(prefix: str, bounds: Mapping[str, float | None]) -> None:
+    """prefix: of the keys that gave them. Raises `UsageError` for a bound that nothing, or everything, is within."""
+    for name, bound in bounds.items():
+        worst, best = RANGES[name]
+        if bound is not None and not (worst < bound <= best or best <= bound < worst):
+            raise UsageError(
+                f"{prefix}{name} {bound:g}: no verdict could come of it, a value is from {worst:g} (worst) to {best:g}"
+            )
 
 
 def check_settings(task: TaskConfig, settings: ValidationConfig) -> None:

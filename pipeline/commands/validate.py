@@ -28,7 +28,7 @@ from runtime.tokenizer import TOKENIZER_FILE, load_tokenizer
 from validation.figures import Figure
 from validation.judge import check_artifact, finite
 from validation.reference import ReferenceError
-from validation.settings import TaskConfig, ValidationConfig, check_settings
+from validation.settings import TaskConfig, ValidationConfig, check_bounds, check_settings
 from validation.solved import Solved, share_solved, solved_figure
 
 T = TypeVar("T")
@@ -41,6 +41,7 @@ def revalidate(config: ValidateConfig, display: Display) -> list[Figure]:
     With a baseline, figures that compare with it come last. Raises `BadArtifactError`, `InputError` for a checkpoint
     that is not the artifact's, `UsageError` for a baseline that cannot be compared.
     """
+    check_bounds("bounds.", vars(config.bounds))
     artifact = Path(config.artifact)
     try:
         manifest = read_manifest(artifact)
