@@ -29,6 +29,7 @@ HOME = PACKAGE if (PACKAGE / "conf").is_dir() else ROOT
 CONF, ASSETS = HOME / "conf", HOME / "assets"
 # Rooms whose files decide what an artifact is.
 ROOMS = ("conf", "model", "recipes", "pipeline", "validation", "report", "evidence", "runtime")
+BUNDLED = ASSETS / "dream_sudoku"  # the checkpoint of `conf/run.yaml`
 AUTO = "auto"  # the task that stands for the checkpoint's own
 T = TypeVar("T")
 # What transformers, Dream, LLaDA, lm-eval and others call our keys; a command has the first of those that it has.
@@ -121,13 +122,33 @@ def load_task(name: str) -> TaskConfig:
     return _choice("task", name, TaskConfig)
 
 
-def task_for(task: TaskConfig, checkpoint: Path) -> TaskConfig:
-    """The task itself, or in place of `auto` the one of this checkpoint; none for one that brings none."""
-    if task.name != AUTO:
-        return task
-    tasks = (load_task(name) for name in names_of("task"))
-    of_checkpoint = (t for t in tasks if t.checkpoint and Path(t.checkpoint).resolve() == checkpoint.resolve())
-    return next(of_checkpoint, load_task("none"))
+def with_task(command: str, arguments: list[str], is_sweep: bool) -> list[str]:
+    """The arguments with `task=`, where they name none: what the checkpoint, or the artifact, brings."""
+    key = {"run": "checkpoint", "evaluate": "artifact"}.get(command)
+    if key is None or any(argument.partition("=")[0].lstrip("+~") == "task" for argument in arguments):
+        return arguments
+    given = next((a.partition("=")[2] for a in reversed(arguments) if a.partition("=")[0] == key), str(BUNDLED))
+    paths = given.split(",") if is_sweep else [given]
+    name_of = task_of_checkpoint if command == "run" else task_of_artifact
+    names = {name_of(Path(path).expanduser()) for path in paths}
+    # Checkpoints of one sweep may differ: then each job finds its own.
+    return [*arguments, f"task={names.pop()}"] if len(names) == 1 else arguments
+
+
+def task_of_checkpoint(checkpoint: Path) -> str:
+    tasks = {name: load_task(name).checkpoint for name in names_of("task")}
+    return next((n for n, owner in tasks.items() if owner and Path(owner).resolve() == checkpoint.resolve()), "none")
+
+
+def task_of_artifact(artifact: Path) -> str:
+    """What it was validated with, if that is one of `conf/task/`; nothing else of the manifest is looked at."""
+    from runtime.artifact import ArtifactError, load_manifest  # takes torch
+
+    try:
+        name = load_manifest(artifact)["task"]["name"]
+    except (ArtifactError, KeyError, TypeError):
+        return AUTO  # `evaluate` says what is wrong with it
+    return name if name in names_of("task") else AUTO
 
 
 def _choice(group: str, name: str, schema: type[T]) -> T:

@@ -6,7 +6,7 @@ import gc
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.config import task_for
+from pipeline.config import AUTO, load_task, task_of_checkpoint
 from pipeline.display import Display
 from pipeline.estimate import check_resources
 from pipeline.export import export, lengths
@@ -29,7 +29,8 @@ from validation.settings import check_bounds, check_settings
 def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
     """Raises `PipelineError`; nothing is left at `config.output` then."""
     output = Path(config.output).resolve()
-    config = replace(config, task=task_for(config.task, Path(config.checkpoint)))
+    if config.task.name == AUTO:
+        config = replace(config, task=load_task(task_of_checkpoint(Path(config.checkpoint))))
     check_settings(config.task, config.validation)
     check_bounds("recipe.bounds.", vars(config.recipe.bounds))
     needs = check_resources(config, display.console)

@@ -26,7 +26,7 @@ from pipeline.commands import COMMANDS
 from pipeline.config import _hints
 from pipeline.schema import PATHS, SCHEMAS, TEXTS
 from runtime import errors
-from tests.checkpoints import GOLDEN, ROOT, Build
+from tests.checkpoints import BUNDLED, GOLDEN, ROOT, Build
 from tests.resealing import reseal
 
 Pipeline = Callable[..., tuple[int, str, str]]
@@ -90,7 +90,7 @@ def test_help_names_every_exit_code() -> None:
         (["run", "+surplus=1"], ["no key 'surplus'"]),
         (["run", "+recipe.surplus=1"], ["no key 'recipe.surplus'"]),
         (["run", "~checkpoint"], ["checkpoint is not given"]),
-        (["run", "~recipe.bounds.cosine"], ["recipe.bounds.cosine", "does not support deletion"]),
+        (["run", "~recipe.bounds.kl_slack"], ["recipe.bounds.kl_slack", "does not support deletion"]),
         (["run", "export.max_seq_len=abc"], ["export.max_seq_len", "'abc'", "Integer"]),
         (["run", "overwrite=maybe"], ["overwrite", "'maybe'", "bool"]),
         (["run", "recipe.backend=xnpack"], ["recipe.backend", "'xnpack'", "did you mean 'xnnpack'"]),
@@ -291,6 +291,16 @@ def test_an_artifact_is_not_overwritten(build: Build, refused: Callable[..., str
     line = refused(7, "run", f"checkpoint={GOLDEN / 'gqa2'}", f"output={precious}", "overwrite=true")
     assert "is no artifact" in line
     assert (precious / "thesis.txt").read_text() == "all my work"
+
+
+def test_a_task_that_the_checkpoint_cannot_solve(checkpoint: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    """Against a share of none, no program could be out of bounds."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(BUNDLED / name, checkpoint)
+    few = ["task.n_solve=8", "validation.n_prompts=8", "export.max_seq_len=64", f"output={tmp_path / 'artifact'}"]
+    line = refused(2, "run", f"checkpoint={checkpoint}", "recipe=fp32_xnnpack", "task=sudoku", *few)
+    assert "task 'sudoku' does not fit the checkpoint: its float32 model solves 0.0% of 8 prompts" in line
+    assert not (tmp_path / "artifact").exists()
 
 
 def test_out_of_bounds_is_kept_under_another_name(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from model import ConfigError, DreamEdgeConfig
+from pipeline.config import with_task
+from runtime.artifact import SCHEMA_VERSION
+from tests.checkpoints import BUNDLED
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -109,3 +113,21 @@ def test_a_direct_config_is_checked_too() -> None:
 
 def test_config_error_is_a_value_error() -> None:
     assert issubclass(ConfigError, ValueError)
+
+
+def test_the_task_belongs_to_the_checkpoint(tmp_path: Path) -> None:
+    """The bundled checkpoint brings its task; another has none unless it is asked for."""
+    bundled = "checkpoint=" + os.path.relpath(BUNDLED)
+    assert with_task("run", [], False) == ["task=sudoku"]
+    assert with_task("run", [bundled], False) == [bundled, "task=sudoku"]
+    assert with_task("run", ["task.n_solve=40"], False) == ["task.n_solve=40", "task=sudoku"]
+    assert with_task("run", [f"checkpoint={tmp_path}"], False)[1:] == ["task=none"]
+    assert with_task("run", [f"checkpoint={tmp_path}", "task=sudoku"], False)[1:] == ["task=sudoku"]
+    assert with_task("run", ["task=none"], False) == ["task=none"]
+    assert with_task("run", [f"checkpoint={tmp_path},{BUNDLED}"], True)[1:] == []  # each job its own
+    assert with_task("run", [f"checkpoint={tmp_path},{tmp_path}"], True)[1:] == ["task=none"]
+    assert with_task("validate", ["artifact=x"], False) == ["artifact=x"]
+    (tmp_path / "manifest.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, "task": {"name": "sudoku"}}))
+    assert with_task("evaluate", [f"artifact={tmp_path}"], False)[1:] == ["task=sudoku"]
+    (tmp_path / "manifest.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, "task": {"name": "theirs"}}))
+    assert with_task("evaluate", [f"artifact={tmp_path}"], False)[1:] == ["task=auto"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,20 +12,32 @@ import torch
 from torch import Tensor
 
 from model import DreamEdge, load_hf_model
-from pipeline.config import load_recipe
+from pipeline.config import load_recipe, names_of
 from recipes.options import Backend
 from recipes.stored import in_memory
 from runtime.artifact import REFERENCE_FILE, read_manifest
+from runtime.errors import UsageError
 from tests.checkpoints import GOLDEN, ROOT, Build
 from tests.faults.judge import quantized
 from validation.expected_format import expected_format
-from validation.figures import TIE_MARGIN, Figure, fidelity, metadata, program_format, quality, repeatability, sqnr_db
+from validation.figures import (
+    ROUNDING_DB,
+    TIE_MARGIN,
+    Figure,
+    fidelity,
+    metadata,
+    program_format,
+    quality,
+    repeatability,
+    sqnr_db,
+)
 from validation.format import read_format
 from validation.judge import bounds_of, expectations
-from validation.logits import digest, summarize
+from validation.logits import Summary, digest, summarize
 from validation.recording import record
-from validation.reference import Call, Reference, Sequence, load_reference, save_reference
+from validation.reference import Call, Expected, Reference, Sequence, load_reference, save_reference
 from validation.replay import Replay, replay
+from validation.settings import check_bounds
 from validation.tasks import load_checker, read_prompts, wilson_interval
 from validation.ties import TieMargins
 
@@ -134,6 +148,44 @@ def test_a_program_that_diverges_more_than_its_model_fails(int4: Case) -> None:
     }
     noisy = dataclasses.replace(replayed, logits=noise)
     assert failing(quality(reference, noisy, bounds)) == {"kl_divergence"}  # the others are reported
+
+
+def test_no_program_has_to_come_nearer_than_rounding_leads(int4: Case) -> None:
+    """What two orders of summation in eager differ by, no program can be blamed for."""
+    _, reference, replayed = int4
+    bounds = bounds_of(load_recipe("int4_xnnpack"))
+    assert 110 < reference.rounding_db < 150
+    exact = [(e, a) for e, a in pairs(reference, replayed) if e.tie_margin > TIE_MARGIN]
+    worst = min(sqnr_db(e.eager, a.vector) for e, a in exact)
+    beyond = bounds | {"fidelity_exact_db": worst + 1}
+    unrounded = dataclasses.replace(reference, rounding_db=math.inf)
+    assert failing(fidelity(unrounded, replayed, beyond)) == {"fidelity_exact_db"}
+    rounded = dataclasses.replace(reference, rounding_db=worst)
+    (figure,) = (f for f in fidelity(rounded, replayed, beyond) if f.name == "fidelity_exact_db")
+    assert (figure.ok, figure.bound) == (True, worst - ROUNDING_DB)
+
+
+def pairs(reference: Reference, replayed: Replay) -> Iterator[tuple[Expected, Summary]]:
+    for sequence, expected in zip(reference.sequences, reference.expected, strict=True):
+        yield from zip(expected, replayed.logits[sequence.name], strict=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [
+        ("solved_percent", -1.0), ("solved_percent", 0.0), ("top1_agreement", 0.0), ("top1_agreement", 1.1),
+        ("cosine", -1.0), ("fidelity_db", 0.0), ("kl_divergence", math.inf), ("kl_divergence", -1.0),
+        ("max_abs_diff", math.nan), ("solved_drop", 100.0), ("planned_memory", -1.0),
+    ],
+)  # fmt: skip
+def test_a_bound_that_decides_nothing_is_refused(name: str, bound: float) -> None:
+    with pytest.raises(UsageError, match=rf"^bounds\.{name} .*no verdict could come of it"):
+        check_bounds("bounds.", {name: bound})
+
+
+def test_the_recipes_have_bounds_that_decide() -> None:
+    for name in names_of("recipe"):
+        check_bounds("recipe.bounds.", vars(load_recipe(name).bounds))
 
 
 def test_nan_is_never_within_bounds(int4: Case) -> None:

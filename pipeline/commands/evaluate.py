@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -38,8 +39,9 @@ class Score:
 
 def evaluate(config: EvaluateConfig, console: Console, err: Console) -> list[Score]:
     """Raises `PipelineError`. Interrupted, it shows what was solved until then."""
-    config = _with_task(config)
     task = config.task
+    if task.name == AUTO:
+        _refuse_without_task(Path(config.artifact))
     if task.prompts is None or task.checker is None:
         raise UsageError(f"task {task.name!r} has no prompts or no checker: nothing to solve")
     if config.n < 1:
@@ -74,25 +76,14 @@ def evaluate(config: EvaluateConfig, console: Console, err: Console) -> list[Sco
     return scores
 
 
-def _with_task(config: EvaluateConfig) -> EvaluateConfig:
-    """In place of `auto` the task that the artifact was validated with, where it is one of `conf/task/`."""
-    auto = config.task
-    if auto.name != AUTO:
-        return config
+def _refuse_without_task(artifact: Path) -> NoReturn:
+    """Raises `BadArtifactError` for what is no artifact, else `UsageError`."""
     try:
-        name = str(load_manifest(Path(config.artifact))["task"]["name"])
+        load_manifest(artifact)
     except ArtifactError as error:
         raise BadArtifactError(str(error)) from error
-    except (KeyError, TypeError) as error:
-        raise BadArtifactError(f"{config.artifact}: its manifest names no task") from error
     known = [name for name in names_of("task") if load_task(name).prompts is not None]
-    if name not in known:
-        raise UsageError(f"{config.artifact} was validated without a task of conf/task: task=… ({', '.join(known)})")
-    task = load_task(name)
-    # What was left as it is in `auto` is the task's.
-    n_new = task.new_tokens if config.max_new_tokens == auto.new_tokens else config.max_new_tokens
-    threshold = task.threshold if config.threshold == auto.threshold else config.threshold
-    return replace(config, task=task, max_new_tokens=n_new, threshold=threshold)
+    raise UsageError(f"{artifact} was validated without a task of conf/task: name one, task=… ({', '.join(known)})")
 
 
 def _solve(
