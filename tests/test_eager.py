@@ -15,7 +15,7 @@ from recipes.quantization import quantize_model
 from recipes.stored import open_stored, store
 from runtime.processor import native_float16
 from tests.checkpoints import GOLDEN
-from validation import eager
+from validation import eager, products
 from validation.eager import run_by_layer
 from validation.figures import kl_divergence, sqnr_db
 from validation.logits import SKETCH, digest, summarize, top_columns
@@ -32,6 +32,7 @@ def test_it_is_the_network(checkpoint: str, recipe: str, tmp_path: Path, monkeyp
     # Small enough that every loop is gone through several times.
     for name, value in (("TOKENS", 7), ("ROWS", 20), ("VOCAB", 100)):
         monkeypatch.setattr(eager, name, value)
+    monkeypatch.setattr(products, "SLICE", 50)
     blocks = load_recipe(recipe)
     model, _, config = load_hf_model(GOLDEN / checkpoint, dtype=None)
     list(store(model, blocks, tmp_path))

@@ -8,30 +8,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
-from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import (
-    _apply_int8_act_asym_per_token_quant_dequant,
-)
 
 from model import DreamEdgeConfig
 from model.dream import DecoderLayer, RMSNorm, apply_rope, attend, rope_cos_sin
 from recipes.stored import Weights
+from validation.activations import ACTIVATIONS, ActivationQuantization, quantized_activations, quantizes_activations
+from validation.products import product, product_in_halves
 from validation.reference import Sequence
 from validation.ties import TieMargins
 
 TOKENS = 512  # that go through an MLP at once: its activations are the widest
-ACTIVATIONS = 2**18  # that are quantized at once: temporaries beyond a processor's cache make it ten times slower
 ROWS = 512  # whose logits are computed at once
 VOCAB = 8192  # rows of the output layer that are in memory at once
-SLICE = 512  # rows of a weight that one thread multiplies with at once
 
 Take = Callable[[int, int, Tensor], None]
 Report = Callable[[str], None]
@@ -229,84 +223,15 @@ def _layer(
         if isinstance(module, nn.Linear):
             module.forward = partial(multiply, weight=module.weight, bias=module.bias)  # type: ignore[method-assign]
         if isinstance(module, nn.Linear) and quantizes_activations(weights, f"{path}.weight"):
-            module.register_forward_pre_hook(_Quantization(ties))
+            module.register_forward_pre_hook(ActivationQuantization(ties))
         if isinstance(module, nn.Linear) and watch is not None:
             module.register_forward_pre_hook(partial(_watched, watch, f"{path}.weight"))
     return layer
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`. In float32 by numpy's BLAS: torch's, MKL, is a third slower on AMD (125 and 90 GFLOP/s).
-
-    BLAS sums in another order when it has another number of threads. So it is given one, and slices of the weight, by
-    as many threads of ours as torch has: the bits depend on the processor's kernel alone, and on how many tokens go
-    together.
-    """
-    if x.dtype != torch.float32:
-        return F.linear(x, weight, bias)
-    x_ND, out_NM = x.detach().reshape(-1, x.shape[-1]).numpy(), torch.empty(x.shape[:-1].numel(), len(weight)).numpy()
-
-    def fill(rows: slice) -> None:
-        np.matmul(x_ND, weight[rows].detach().numpy().T, out=out_NM[:, rows])
-
-    slices = [slice(start, start + SLICE) for start in range(0, len(weight), SLICE)]
-    with blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        list(threads.map(fill, slices))
-    out = torch.from_numpy(out_NM).view(*x.shape[:-1], len(weight))
-    return out if bias is None else out.add_(bias)
-
-
-@cache
-def blas() -> ThreadpoolController:
-    return ThreadpoolController()
-
-
-def kernels() -> dict[str, str]:
-    """Which code multiplies here: where these differ, eager's float32 sums come in another order."""
-    (numpys,) = (info for info in blas().info() if info["user_api"] == "blas")
-    return {
-        "float32 products": f"{numpys['internal_api']} {numpys['version']} {numpys['architecture']}",
-        "other operators": f"torch {torch.__version__.partition('+')[0]} {torch.backends.cpu.get_cpu_capability()}",
-    }
-
-
-def product_in_halves(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`, as right as `product` and summed in another order: by torch, and half of the inputs at a time."""
-    half = x.shape[-1] // 2
-    return F.linear(x[..., :half], weight[:, :half]) + F.linear(x[..., half:], weight[:, half:], bias)
-
-
-class _Quantization:
-    """What torchao's quantized linear does to its input. Its weight is dequantized already."""
-
-    def __init__(self, ties: TieMargins) -> None:
-        self.ties = ties
-        self.seen = 0  # tokens so far: they come in order, some at a time
-
-    def __call__(self, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        (x_1ND,) = inputs
-        quantized_1ND = torch.empty_like(x_1ND)
-        for tokens in torch.arange(x_1ND.shape[1]).split(max(1, ACTIVATIONS // x_1ND.shape[2])):
-            part = slice(int(tokens[0]), int(tokens[-1]) + 1)
-            self.ties.note(x_1ND[0, part], self.seen + tokens)
-            quantized_1ND[:, part] = quantized_activations(x_1ND[:, part])
-        self.seen += x_1ND.shape[1]
-        return (quantized_1ND,)
-
-
 def _watched(watch: Watch, name: str, linear: nn.Module, inputs: tuple[Tensor]) -> None:
     assert isinstance(linear, nn.Linear)
     watch(name, linear, inputs[0])
-
-
-def quantizes_activations(weights: Weights, name: str) -> bool:
-    return getattr(weights.model.get_parameter(name).data, "activation_quantization", None) is not None
-
-
-def quantized_activations(x: Tensor) -> Tensor:
-    """To int8 for each token and back, as torchao's quantized linear does."""
-    quantized: Tensor = _apply_int8_act_asym_per_token_quant_dequant(x)
-    return quantized
 
 
 def _floats(weights: Weights, name: str, dtype: torch.dtype | None, rows: slice | Tensor = slice(None)) -> Tensor:

@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.stored import Weights
+from validation.activations import quantized_activations, quantizes_activations
 from validation.eager import (
     embed,
     n_tokens,
     normed_rows,
-    quantized_activations,
-    quantizes_activations,
     run_layers,
 )
 from validation.figures import IDENTICAL_DB, sqnr_db

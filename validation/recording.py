@@ -21,7 +21,8 @@ from torch import Tensor
 from recipes.stored import Weights
 from runtime.errors import UsageError
 from runtime.tokenizer import encode
-from validation.eager import Twin, quantizes_activations, run_by_layer
+from validation.activations import quantizes_activations
+from validation.eager import Twin, run_by_layer
 from validation.figures import TIE_MARGIN, kl_divergence, sqnr_db
 from validation.logits import Summary, summarize, top_columns
 from validation.reference import Call, Expected, Reference, Sequence, Task

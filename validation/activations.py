@@ -1,0 +1,42 @@
+"""What torchao's quantized linear layers do to their inputs: int8 for each token, and back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import (
+    _apply_int8_act_asym_per_token_quant_dequant,
+)
+
+from recipes.stored import Weights
+from validation.ties import TieMargins
+
+ACTIVATIONS = 2**18  # that are quantized at once: temporaries beyond a processor's cache make it ten times slower
+
+
+class ActivationQuantization:
+    """What torchao's quantized linear does to its input. Its weight is dequantized already."""
+
+    def __init__(self, ties: TieMargins) -> None:
+        self.ties = ties
+        self.seen = 0  # tokens so far: they come in order, some at a time
+
+    def __call__(self, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        (x_1ND,) = inputs
+        quantized_1ND = torch.empty_like(x_1ND)
+        for tokens in torch.arange(x_1ND.shape[1]).split(max(1, ACTIVATIONS // x_1ND.shape[2])):
+            part = slice(int(tokens[0]), int(tokens[-1]) + 1)
+            self.ties.note(x_1ND[0, part], self.seen + tokens)
+            quantized_1ND[:, part] = quantized_activations(x_1ND[:, part])
+        self.seen += x_1ND.shape[1]
+        return (quantized_1ND,)
+
+
+def quantizes_activations(weights: Weights, name: str) -> bool:
+    return getattr(weights.model.get_parameter(name).data, "activation_quantization", None) is not None
+
+
+def quantized_activations(x: Tensor) -> Tensor:
+    """To int8 for each token and back, as torchao's quantized linear does."""
+    quantized: Tensor = _apply_int8_act_asym_per_token_quant_dequant(x)
+    return quantized
