@@ -21,7 +21,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 # What takes minutes comes first, so that both workers end together (`make test` lets an idle one steal).
-LONG = ("fullsize", "survival", "road", "explain", "lowering", "stored", "evidence", "docs", "cli", "export_model")
+LONG = (
+    "fullsize", "survival", "road", "explain", "lowering", "stored", "evidence", "docs", "cli", "export_model", "installed",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
