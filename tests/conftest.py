@@ -22,7 +22,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # What takes minutes comes first, so that both workers end together (`make test` lets an idle one steal).
 LONG = (
-    "fullsize", "survival", "road", "explain", "lowering", "stored", "evidence", "docs", "cli", "export_model", "installed",
+    "fullsize", "survival", "road", "explain", "lowering", "stored", "evidence", "docs", "installed", "cli",
+    "export_model",
 )  # fmt: skip
 
 
