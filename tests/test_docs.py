@@ -81,13 +81,18 @@ def test_the_recipes_are_the_commands(capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_run_shows_each_figure_with_its_bound(build: Build) -> None:
     shown = next(block for block in blocks(README, "text") if "fidelity_exact_db" in block)
     figures = read_manifest(build("dream_sudoku", "int4_xnnpack"))["figures"]
-    rows = {words[1]: words for words in map(str.split, shown.splitlines()) if len(words) > 4 and words[3] in "≥≤"}
+    rows = {words[1]: words[2:] for words in map(str.split, shown.splitlines()) if {"ok", "reported"} & set(words)}
     assert set(rows) == {figure["name"] for figure in figures}
     for figure in figures:
-        assert rows[figure["name"]][4] == f"{figure['bound']:.6g}", figure["name"]
-        assert rows[figure["name"]][5] == "ok"
         # A figure may differ from machine to machine, but not by much.
-        assert float(rows[figure["name"]][2]) == pytest.approx(figure["value"], rel=0.2, abs=1e-3), figure["name"]
+        assert float(rows[figure["name"]][0]) == pytest.approx(figure["value"], rel=0.2, abs=1e-3), figure["name"]
+        if figure["bound"] is None:
+            assert rows[figure["name"]][1] == "reported"
+        else:
+            measured = {"kl_divergence": 0.05}  # this bound is, too: by what eager loses
+            tolerance = measured.get(figure["name"], 1e-5)
+            assert float(rows[figure["name"]][2]) == pytest.approx(figure["bound"], rel=tolerance), figure["name"]
+            assert rows[figure["name"]][3] == "ok"
 
 
 def test_every_figure_is_explained(build: Build) -> None:
