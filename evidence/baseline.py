@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from runtime.artifact import MANIFEST_FILE, ArtifactError, read_manifest
 from runtime.errors import BadArtifactError, UsageError
 from runtime.program import MODEL_FILE
 from validation.figures import Figure
+from validation.progress import Report
 from validation.speed import Settings, run_bench
 
 QUALITY = ("top1_agreement", "kl_divergence", "sqnr_db", "cosine", "max_abs_diff", "solved_percent")
@@ -57,7 +57,7 @@ def against_baseline(
     pte: Path,
     baseline: Baseline,
     margins: dict[str, float],
-    report: Callable[[str], None],
+    report: Report,
     threads: int | None = None,
 ) -> list[Figure]:
     """figures: the artifact's, measured now. Both programs are timed here, in turn. Raises `BadArtifactError`."""
@@ -79,9 +79,7 @@ def against_baseline(
     return compared
 
 
-def call_seconds(
-    one: Path, other: Path, report: Callable[[str], None], threads: int | None = None
-) -> dict[int, tuple[float, float]]:
+def call_seconds(one: Path, other: Path, report: Report, threads: int | None = None) -> dict[int, tuple[float, float]]:
     """By length of the call, of both programs: the best median of several processes.
 
     They take turns, each first once: what else the machine does, it does to both.
@@ -100,8 +98,9 @@ def call_seconds(
     )
     best: dict[Path, dict[int, float]] = {one: {}, other: {}}
     for i in range(ROUNDS):
-        for pte in (one, other) if i % 2 == 0 else (other, one):
-            for call in run_bench(pte, settings, report)["calls"]:
+        for j, pte in enumerate((one, other) if i % 2 == 0 else (other, one)):
+            report("processes that were timed", 2 * i + j, 2 * ROUNDS)
+            for call in run_bench(pte, settings, lambda _: None)["calls"]:
                 T = call["tokens"]
                 best[pte][T] = min(call["seconds"]["median"], best[pte].get(T, math.inf))
     return {T: (best[one][T], best[other][T]) for T in best[one] if T in best[other]}

@@ -10,6 +10,7 @@ from pipeline.export import Exported
 from pipeline.quantize import Quantized
 from recipes.lowering import lower_program
 from runtime.errors import RecipeError
+from validation.progress import Report, silent
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,14 @@ class Lowered:
     metadata: dict[str, Any]
 
 
-def lower(exported: Exported, quantized: Quantized, pte: Path) -> Lowered:
+def lower(exported: Exported, quantized: Quantized, pte: Path, report: Report = silent) -> Lowered:
     """Raises `RecipeError` where the backend refuses the recipe, and `OSError` from writing."""
     recipe = quantized.recipe
     try:
-        program = lower_program(exported.program, recipe.backend, exported.constant_methods, quantized.weights)
+        program = lower_program(exported.program, recipe.backend, exported.constant_methods, quantized.weights, report)
     except Exception as error:
         raise RecipeError(f"recipe {recipe.name} cannot be lowered: {_first_line(error)}") from error
+    report("writing")
     with pte.open("wb") as file:
         program.write_to_file(file)
     quantized.weights.release()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +16,10 @@ from pipeline.load import Loaded
 from recipes import packing, quantization, stored
 from recipes.options import Recipe
 from recipes.quantization import QuantizationError
-from recipes.stored import Weights, open_stored, store
+from recipes.stored import Weights, open_stored, parts, store, untie
 from runtime.artifact import sha256
 from runtime.errors import OutputError, RecipeError
+from validation.progress import Report
 
 KEY_FILE = "made_of.json"
 MAKERS = (packing, quantization, stored)  # the code that decides the bytes
@@ -38,7 +38,7 @@ def cache_folder(loaded: Loaded, recipe: Recipe, cache: Path) -> Path:
     return cache / hashlib.sha256(_made_of(loaded, recipe).encode()).hexdigest()[:16]
 
 
-def quantize(loaded: Loaded, recipe: Recipe, cache: Path, report: Callable[[str], None]) -> Quantized:
+def quantize(loaded: Loaded, recipe: Recipe, cache: Path, report: Report) -> Quantized:
     """What is in `cache` already is taken from there.
 
     Raises `RecipeError` that names the layers whose sizes do not fit, and `OutputError` if `cache` cannot be written.
@@ -48,8 +48,13 @@ def quantize(loaded: Loaded, recipe: Recipe, cache: Path, report: Callable[[str]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / KEY_FILE).write_text(made_of, encoding="utf-8")
         _remove_left_behind(folder)
-        for name, was_there in store(loaded.model, recipe, folder):
-            report(f"{name}{', from the cache' * was_there}")
+        untie(loaded.model, recipe)  # first, so that the parts are those that will be stored
+        sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts(loaded.model).items()}
+        report("parts", 0, len(sizes))
+        gone = 0
+        for i, (name, was_there) in enumerate(store(loaded.model, recipe, folder), start=1):
+            gone += sizes[name]
+            report("parts from the cache" if was_there else "parts", i, len(sizes), gone / sum(sizes.values()))
         return Quantized(open_stored(folder, loaded.model, recipe), recipe)
     except QuantizationError as error:
         raise RecipeError(f"recipe {recipe.name} on {loaded.folder}: {error}") from error

@@ -43,8 +43,8 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
             quantized = quantize(loaded, config.recipe, Path(config.cache), report)
         with display.stage("export"):
             exported = export(quantized, config.export)
-        with display.stage("lower"):
-            lowered = lower(exported, quantized, folder / MODEL_FILE)
+        with display.stage("lower") as report:
+            lowered = lower(exported, quantized, folder / MODEL_FILE, report)
             del exported
             gc.collect()  # graphs hold each other, and the last copy of the embedding
         with display.stage("validate") as report:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from runtime.errors import BadArtifactError
 from runtime.program import ProgramError
 from validation.expected_format import expected_format
 from validation.judge import Validated, bounds_of, measure
+from validation.progress import Report, within
 from validation.recording import make_reference, prompts_of, task_of
 from validation.reference import Task, save_reference
 from validation.replay import Answers, solve
@@ -31,7 +31,7 @@ def validate(
     task_config: TaskConfig,
     settings: ValidationConfig,
     reference_file: Path,
-    report: Callable[[str], None],
+    report: Report,
     threads: int | None = None,
 ) -> Validated:
     """Writes `reference_file`. threads: as for `runtime.threads.use_threads`.
@@ -43,8 +43,8 @@ def validate(
     task = task_of(loaded.tokenizer, prompts, task_config, S)
     float32_answers, share = None, 0.0
     if task is not None:
-        report(f"{len(task.prompts)} prompts solved in float32")
-        float32_answers = solve(load_hf_model(loaded.folder, dtype=torch.float32)[0], task)
+        report("float32 loads")
+        float32_answers = solve(load_hf_model(loaded.folder, dtype=torch.float32)[0], task, within("float32", report))
         share = _share(loaded, task_config, task, float32_answers)
         check_fit(task_config.name, len(task.prompts), share, quantized.recipe.bounds.solved_drop)
     float32 = Weights(loaded.model, {})
@@ -52,10 +52,10 @@ def validate(
         quantized.weights, float32, prompts, task, task_config.new_tokens, settings, S, max_rows, report
     )
     save_reference(reference, reference_file)
-    report("model.pte in the ExecuTorch runtime, twice")
     expected = expected_format(quantized.weights, quantized.recipe, S, max_rows, lowered.metadata)
     try:
-        measured = measure(lowered.pte, reference_file, reference, bounds_of(quantized.recipe), expected, threads)
+        bounds = bounds_of(quantized.recipe)
+        measured = measure(lowered.pte, reference_file, reference, bounds, expected, threads, report)
     except ProgramError as error:
         raise BadArtifactError(str(error)) from error
     figures = name_wrong_layer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -30,12 +31,17 @@ def lower_program(
     backend: Backend,
     constant_methods: dict[str, Any],
     weights: Weights | None = None,
+    began: Callable[[str], None] = lambda _: None,
 ) -> ExecutorchProgramManager:
-    """The program, ready to be written with `write_to_file`. weights: those on disk stay there until then."""
+    """The program, ready to be written with `write_to_file`. weights: those on disk stay there until then.
+
+    began: is told what is done now.
+    """
     # Without a partitioner the two decompositions are not the same as one: nodes would come in another order.
     once = decomposed_once() if backend is Backend.xnnpack else nullcontext()
     with warnings.catch_warnings(), adapted_lowering(weights), shapes_computed_once(), once:
         warnings.simplefilter("ignore")  # hundreds of deprecations of torch and executorch among themselves
+        began("delegates")
         edge = to_edge_transform_and_lower(
             exported,
             partitioner=[XnnpackPartitioner()] if backend is Backend.xnnpack else None,
@@ -43,5 +49,6 @@ def lower_program(
             # The verifier knows only core aten operators, not executorch's own cache and attention.
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
         )
+        began("memory plan")
         # Without the fusion a quantized embedding would be dequantized whole at each call.
         return edge.to_executorch(ExecutorchBackendConfig(do_quant_fusion_and_const_prop=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from runtime.tokenizer import decode
 from validation.figures import kl_divergence, sqnr_db
 from validation.judge import Measured, Validated, figure_dict
 from validation.logits import Summary
+from validation.progress import Report, within
 from validation.quantization_noise import quantization_noise
 from validation.reference import Call, Sequence, Task
 from validation.replay import Answers
@@ -126,12 +127,12 @@ def _agreement(measured: Measured) -> dict[str, list[dict[str, Any]]]:
 
 
 def noise_of(
-    float32: Weights, quantized: Weights, recipe: Recipe, sequences: tuple[Sequence, ...], report: Callable[[str], None]
+    float32: Weights, quantized: Weights, recipe: Recipe, sequences: tuple[Sequence, ...], report: Report
 ) -> dict[str, Any] | None:
     """Of each layer and matrix, as `ModelNoise` has it; None for a recipe that leaves float32 as it is."""
     if recipe.dtype is Dtype.float32 and recipe.linear is None and recipe.embedding is None:
         return None
-    measured = quantization_noise(float32, quantized, sequences, lambda at: report(f"noise, {at}"), NOISE_TOKENS)
+    measured = quantization_noise(float32, quantized, sequences, within("noise", report), NOISE_TOKENS)
     found: dict[str, Any] = finite(asdict(measured))
     return found
 

@@ -26,6 +26,7 @@ from runtime.errors import BadArtifactError, UsageError
 from tests.checkpoints import ROOT, Build
 from tests.resealing import reseal
 from validation.figures import Figure
+from validation.progress import silent
 
 Pipeline = Callable[..., tuple[int, str, str]]
 PAGE = (ROOT / "docs" / "ci.md").read_text()
@@ -187,7 +188,7 @@ def test_worse_than_the_baseline(
     seconds = {32: (now if now is not None and figure == "seconds_of_32_tokens" else 1.0, 1.0)}
     monkeypatch.setattr(baseline, "call_seconds", lambda *_: seconds)
     measured = [Figure("quality", n, v, 0, True) for n, v in (THEN | {figure: now}).items() if v is not None]
-    compared = against_baseline(measured, tmp_path / "now", Baseline(tmp_path / "then", THEN), MARGINS, lambda _: None)
+    compared = against_baseline(measured, tmp_path / "now", Baseline(tmp_path / "then", THEN), MARGINS, silent)
     assert {f.name for f in compared} == {*THEN, "program_bytes", "seconds_of_32_tokens"}
     assert [f.name for f in compared if not f.ok] == [figure] * is_worse
 

@@ -28,6 +28,7 @@ from tests.checkpoints import BUNDLED, GOLDEN, ROOT, Build
 from tests.resealing import reseal
 from validation import eager, ties
 from validation.places import TraceError
+from validation.progress import silent
 from validation.quantization_noise import KINDS, quantization_noise
 from validation.reference import Sequence, load_reference
 from validation.trace import Trace, trace
@@ -56,7 +57,7 @@ def made(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
     def make(checkpoint: str, recipe: str) -> Made:
         artifact = build(checkpoint, recipe)
         folder = BUNDLED if checkpoint == BUNDLED.name else GOLDEN / checkpoint
-        quantized = quantize(load(folder), load_recipe(recipe), cache, lambda _: None)
+        quantized = quantize(load(folder), load_recipe(recipe), cache, silent)
         return Made(artifact, quantized.weights, load_reference(artifact / REFERENCE_FILE).sequences)
 
     return make
@@ -242,7 +243,7 @@ def test_noise_is_found_in_its_matrix(golden: tuple[Weights, tuple[Sequence, ...
     model, _, _ = load_hf_model(GOLDEN / "gqa2", dtype=torch.float32)
     weight = model.get_parameter("layers.0.mlp.up_proj.weight")
     weight.data = weight.data * 1.01
-    noise = quantization_noise(float32, in_memory(model, Backend.xnnpack), sequences, lambda _: None)
+    noise = quantization_noise(float32, in_memory(model, Backend.xnnpack), sequences, silent)
     exact = 200.0
     assert noise.embedding_db == noise.lm_head_db == exact
     first, second = noise.layers
@@ -268,7 +269,7 @@ def test_the_floats_of_one_layer_are_in_memory(
 
     monkeypatch.setattr(eager, "_layer", watched)
     float32, sequences = golden
-    quantization_noise(float32, float32, sequences, lambda _: None)
+    quantization_noise(float32, float32, sequences, silent)
     assert len(layers) == 2 * 2
 
 

@@ -29,6 +29,7 @@ from runtime.errors import OutputError
 from runtime.memory import memory
 from tests.checkpoints import GOLDEN, GOLDEN_NAMES, RECIPES
 from validation.format import read_format
+from validation.progress import silent
 
 PART = "layers.1.safetensors"
 
@@ -135,12 +136,12 @@ def test_parts_that_are_there_are_taken_as_they_are_and_damaged_ones_are_made_ag
 
 def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     loaded, recipe = load(GOLDEN / "gqa2"), load_recipe("int4_xnnpack")
-    quantize(loaded, recipe, tmp_path, lambda _: None)
+    quantize(loaded, recipe, tmp_path, silent)
     folder = cache_folder(loaded, recipe, tmp_path)
     left, busy = folder / "layers.0.99999999.partial", folder / "layers.0.1.partial"
     for file in (left, busy):
         file.write_bytes(b"half")
-    quantize(loaded, recipe, tmp_path, lambda _: None)
+    quantize(loaded, recipe, tmp_path, silent)
     assert not left.exists()
     assert busy.exists()  # process 1 runs
 
@@ -162,7 +163,7 @@ def test_the_key_is_all_that_decides_the_bytes(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"cache .* cannot be written"):
-        quantize(load(GOLDEN / "gqa2"), load_recipe("int4_xnnpack"), tmp_path / "file", lambda _: None)
+        quantize(load(GOLDEN / "gqa2"), load_recipe("int4_xnnpack"), tmp_path / "file", silent)
 
 
 def test_release_drops_mapped_pages_and_nothing_else(tmp_path: Path) -> None:

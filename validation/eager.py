@@ -20,6 +20,7 @@ from model.dream import DecoderLayer, RMSNorm, apply_rope, attend, rope_cos_sin
 from recipes.stored import Weights
 from validation.activations import ACTIVATIONS, ActivationQuantization, quantized_activations, quantizes_activations
 from validation.products import product, product_in_halves
+from validation.progress import Report, silent, within
 from validation.reference import Sequence
 from validation.ties import TieMargins
 
@@ -28,7 +29,6 @@ ROWS = 512  # whose logits are computed at once
 VOCAB = 8192  # rows of the output layer that are in memory at once
 
 Take = Callable[[int, int, Tensor], None]
-Report = Callable[[str], None]
 Watch = Callable[[str, nn.Linear, Tensor], None]
 Multiply = Callable[..., Tensor]  # (x, weight, bias), as F.linear
 
@@ -59,7 +59,7 @@ def run_by_layer(
     sequences: tuple[Sequence, ...],
     take: Take,
     dtype: torch.dtype | None = None,
-    report: Report = lambda _: None,
+    report: Report = silent,
     twin: Twin | None = None,
 ) -> list[list[float]]:
     """Calls take(i, j, logits float32 [K, vocab]) for call j of sequence i.
@@ -71,7 +71,8 @@ def run_by_layer(
     run_head(weights, sequences, last.x_1ND, take, dtype, ties, report)
     if twin is not None and twin.x_1ND is not None:
         unheard = TieMargins(n_tokens(twin.sequences))
-        run_head(weights, twin.sequences, twin.x_1ND, twin.take, dtype, unheard, report, product_in_halves)
+        again = within("in another order", report)
+        run_head(weights, twin.sequences, twin.x_1ND, twin.take, dtype, unheard, again, product_in_halves)
     return ties.by_call(sequences)
 
 
@@ -81,7 +82,7 @@ def run_layers(
     sequences: tuple[Sequence, ...],
     dtype: torch.dtype | None,
     ties: TieMargins,
-    report: Report = lambda _: None,
+    report: Report = silent,
     given: Callable[[int], Tensor | None] = lambda _: None,
     watch: Watch | None = None,
     order: list[int] | None = None,
@@ -100,7 +101,7 @@ def run_layers(
         twin.x_1ND = embed(weights, twin.sequences, dtype)
         unheard = TieMargins(n_tokens(twin.sequences))
     for step, i in enumerate(range(config.num_hidden_layers) if order is None else order):
-        report(f"layer {i + 1}/{config.num_hidden_layers}")
+        report("layers", step, config.num_hidden_layers if order is None else len(order))
         instead_1ND = given(step)
         x_1ND = x_1ND if instead_1ND is None else instead_1ND.to(x_1ND.dtype)
         name = f"layers.{i}"
@@ -176,7 +177,7 @@ def run_head(
     take: Take,
     dtype: torch.dtype | None,
     ties: TieMargins,
-    report: Report = lambda _: None,
+    report: Report = silent,
     multiply: Multiply | None = None,
 ) -> None:
     """The norm and the output layer, over what the last layer gave. multiply: `product` if none is given."""
@@ -273,7 +274,7 @@ def _take_logits(
         while calls and sum(K for *_, K in batch) + calls[0][2] <= ROWS:
             batch.append(calls.pop(0))
         R = sum(K for *_, K in batch)
-        report(f"logits of rows {at + R}/{len(x_RD)}")
+        report("rows of logits", at, len(x_RD))
         logits_RV = torch.empty(R, V)
         for start in range(0, V, VOCAB):
             head_WD = _floats(weights, "lm_head.weight", x_RD.dtype, slice(start, min(V, start + VOCAB)))

@@ -13,6 +13,7 @@ from runtime.artifact import MANIFEST_FILE, REFERENCE_FILE, ArtifactError, read_
 from runtime.program import MODEL_FILE
 from validation.figures import Figure, fidelity, metadata, program_format, quality, repeatability
 from validation.format import ExpectedFormat, ProgramFormat, read_format
+from validation.progress import Report, silent, within
 from validation.reference import Reference, load_reference
 from validation.replay import Answers, Replay, replay
 from validation.solved import Solved
@@ -51,7 +52,7 @@ class Validated:
         return all(figure.ok for figure in self.figures)
 
 
-def check_artifact(folder: Path, threads: int | None = None) -> Measured:
+def check_artifact(folder: Path, threads: int | None = None, report: Report = silent) -> Measured:
     """Everything that an artifact can show by itself. threads: as for `measure`.
 
     Raises `ArtifactError`, `ProgramError`, `ReferenceError`.
@@ -59,7 +60,8 @@ def check_artifact(folder: Path, threads: int | None = None) -> Measured:
     manifest = read_manifest(folder)
     reference_file = folder / REFERENCE_FILE
     bounds, expected = expectations(folder, manifest)
-    return measure(folder / MODEL_FILE, reference_file, load_reference(reference_file), bounds, expected, threads)
+    reference = load_reference(reference_file)
+    return measure(folder / MODEL_FILE, reference_file, reference, bounds, expected, threads, report)
 
 
 def expectations(folder: Path, manifest: dict[str, Any]) -> tuple[dict[str, float], ExpectedFormat]:
@@ -99,15 +101,18 @@ def measure(
     bounds: dict[str, float],
     expected: ExpectedFormat,
     threads: int | None = None,
+    report: Report = silent,
 ) -> Measured:
     """Run the program twice over the recorded calls, each time in a new process, and take it apart.
 
     The second time over as many calls as `REPEATED` allows. threads: as for `runtime.threads.use_threads`.
     """
+    report(f"{pte.name} taken apart")
     found = read_format(pte)
     run = partial(replay, pte, reference_file, planned_memory=expected.planned_memory, threads=threads)
-    first = run()
-    second = run(solve=False, tokens=REPEATED // max(1, pte.stat().st_size))
+    first = run(report=within(pte.name, report))
+    repeated, again = REPEATED // max(1, pte.stat().st_size), within(f"{pte.name} again", report)
+    second = run(solve=False, tokens=repeated, report=again)
     figures = [
         *fidelity(reference, first, bounds),
         *quality(reference, first, bounds),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +19,7 @@ from validation.eager import (
     run_layers,
 )
 from validation.figures import IDENTICAL_DB, sqnr_db
+from validation.progress import Report
 from validation.reference import Sequence
 from validation.ties import TieMargins
 
@@ -99,7 +99,7 @@ def quantization_noise(
     float32: Weights,
     quantized: Weights,
     sequences: tuple[Sequence, ...],
-    report: Callable[[str], None],
+    report: Report,
     tokens: int = TOKENS,
 ) -> ModelNoise:
     """Over the first of the whole sequences of a reference, at most so many tokens of them.
@@ -129,8 +129,7 @@ def quantization_noise(
         LayerNoise(*pair, share, watch.of_layer(i))
         for i, (pair, share) in enumerate(zip(decibels, shares, strict=True))
     )
-    report("output layer")
-    head_db, logits_db = _head(float32, quantized, sequences, exact_1ND, stream_1ND)
+    head_db, logits_db = _head(float32, quantized, sequences, exact_1ND, stream_1ND, report)
     return ModelNoise(embedding_db, layers, head_db, logits_db)
 
 
@@ -144,7 +143,12 @@ def _first(sequences: tuple[Sequence, ...], tokens: int) -> tuple[Sequence, ...]
 
 
 def _head(
-    float32: Weights, quantized: Weights, sequences: tuple[Sequence, ...], exact_1ND: Tensor, actual_1ND: Tensor
+    float32: Weights,
+    quantized: Weights,
+    sequences: tuple[Sequence, ...],
+    exact_1ND: Tensor,
+    actual_1ND: Tensor,
+    report: Report,
 ) -> tuple[float, float]:
     """Decibels of the output layer on float32's input, and of the logits."""
     name = "lm_head.weight"
@@ -154,6 +158,7 @@ def _head(
     head, logits = Noise(), Noise()
     V = float32.model.config.vocab_size
     for start in range(0, V, ROWS):
+        report("rows of the output layer", start, V)
         rows = slice(start, min(V, start + ROWS))
         expected = F.linear(exact_RD, float32.rows(name, rows).float())
         head.add(expected, _product(quantized, name, rows, alone_RD))

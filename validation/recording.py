@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,11 +24,10 @@ from validation.activations import quantizes_activations
 from validation.eager import Twin, run_by_layer
 from validation.figures import TIE_MARGIN, kl_divergence, sqnr_db
 from validation.logits import Summary, summarize, top_columns
+from validation.progress import Report, silent, within
 from validation.reference import Call, Expected, Reference, Sequence, Task
 from validation.settings import TaskConfig, ValidationConfig
 from validation.tasks import read_prompts
-
-Report = Callable[[str], None]
 
 MAX_BLOCK = 32
 N_SHORT, N_SHORT_CANDIDATES = 5, 48  # of each kind
@@ -112,7 +110,7 @@ def whole_sequences(
         logits_KV[:, mask_id] = -torch.inf
         asked[i].calls[0].tokens[-len(logits_KV) :] = logits_KV.argmax(-1)
 
-    run_by_layer(float32, tuple(asked), write, torch.float32, lambda detail: report(f"answers, {detail}"))
+    run_by_layer(float32, tuple(asked), write, torch.float32, within("answers", report))
     sequences = []
     for i, sequence in enumerate(asked):
         tokens, n_new = sequence.calls[0].tokens, len(sequence.calls[0].rows)
@@ -196,7 +194,7 @@ def renumbered(candidates: tuple[Sequence, ...], chosen: list[int]) -> list[Sequ
 
 
 def record(
-    quantized: Weights, float32: Weights, sequences: tuple[Sequence, ...], report: Report = lambda _: None
+    quantized: Weights, float32: Weights, sequences: tuple[Sequence, ...], report: Report = silent
 ) -> tuple[list[tuple[Expected, ...]], dict[int, list[float]]]:
     """(what eager gives for every call, by sequence the decibels between two orders of summation).
 
@@ -210,7 +208,7 @@ def record(
         columns_KC = top_columns(logits_KV)
         wide[whole[i].name] = summarize(logits_KV, columns_KC), columns_KC
 
-    run_by_layer(float32, whole, keep, torch.float32, lambda detail: report(f"float32, {detail}"))
+    run_by_layer(float32, whole, keep, torch.float32, within("float32", report))
     eager: dict[tuple[int, int], Tensor] = {}
     divergence: dict[int, Tensor] = {}
 
@@ -228,8 +226,7 @@ def record(
         other[twice[i], j] = summarize(logits_KV).vector
 
     twin = Twin(tuple(sequences[i] for i in twice), keep_other) if twice else None
-    say = lambda detail: report(f"quantized, {detail}")  # noqa: E731
-    margins = run_by_layer(quantized, sequences, keep_eager, None, say, twin)
+    margins = run_by_layer(quantized, sequences, keep_eager, None, within("quantized", report), twin)
     expected = []
     for i, (sequence, row) in enumerate(zip(sequences, margins, strict=True)):
         float32_summary, columns = wide.get(sequence.name, (None, None))

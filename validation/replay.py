@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,13 @@ from runtime.memory import memory, peak_rss
 from runtime.options import Network
 from runtime.program import Program, ProgramError
 from runtime.threads import use_threads
-from validation.child import HOME, UTF8
+from validation.child import run_child
 from validation.logits import Summary, digest, summarize
+from validation.progress import Report, silent
 from validation.reference import Reference, ReferenceError, Task, load_reference
+
+PHASES = ("loading", "calls", "prompts")  # of the process that runs the program
+EACH_CALL = 4  # tokens that a call takes as long as, besides its own: it reads all weights
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def replay(
     planned_memory: float = 0,
     tokens: int | None = None,
     threads: int | None = None,
+    report: Report = silent,
 ) -> Replay:
     """solve: also answer the task's prompts. planned_memory: bytes that the program may plan for.
 
@@ -78,12 +82,11 @@ def replay(
     `runtime.threads.use_threads`.
 
     Raises `ProgramError` with the runtime's words, also when it crashed, hung, or took more memory than such a program
-    needs.
+    needs. report: of its calls, as it makes them.
     """
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output.safetensors"
-        command = [
-            sys.executable,
+        arguments = [
             "-m",
             "validation.replay",
             str(pte.resolve()),  # its folder is not ours
@@ -95,10 +98,8 @@ def replay(
             *([] if threads is None else ["--threads", str(threads)]),
         ]
         # What holds a call's logits goes back to the system at once: the allocator would keep it beside the program.
-        env = os.environ | UTF8 | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
-        child = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", cwd=HOME, env=env, check=False
-        )
+        report("starting")
+        child = run_child(arguments, partial(_hear, report), {"MALLOC_MMAP_THRESHOLD_": str(2**20)})
         if child.returncode != 0:
             said = how_it_ended(child, "running")
             raise ProgramError(said if pte.name in said or reference.name in said else f"{pte}: {said}")
@@ -106,6 +107,22 @@ def replay(
             return _read_output(output)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise ProgramError(f"{pte}: the process that ran it ended early: {error}") from error
+
+
+def _hear(report: Report, line: str) -> None:
+    """What `_tell` wrote in the process of a program, which may have been anybody's."""
+    try:
+        phase, done, total, share = json.loads(line)
+        if phase in PHASES and 0 <= done <= total and 0 <= share <= 1:
+            report(str(phase), int(done), int(total), float(share))
+    except (ValueError, TypeError, RecursionError):
+        return
+
+
+def _tell(what: str, done: int = 0, total: int = 0, share: float | None = None) -> None:
+    part = share if share is not None else done / total if total else 0.0
+    sys.stdout.write(json.dumps([what, done, total, part]) + "\n")
+    sys.stdout.flush()
 
 
 def _read_output(output: Path) -> Replay:
@@ -131,9 +148,13 @@ def _run(
     outputs: dict[str, Tensor] = {}
     digests: dict[str, list[str]] = {}
     seconds: dict[str, list[float]] = {}
+    work = [EACH_CALL + len(call.tokens) for sequence in reference.sequences for call in sequence.calls]
+    n_done = 0
     for sequence, expected in zip(reference.sequences, reference.expected, strict=True):
         forward = program.start()
         for i, (call, asked) in enumerate(zip(sequence.calls, expected, strict=True)):
+            _tell("calls", n_done, len(work), sum(work[:n_done]) / sum(work))
+            n_done += 1
             started = time.perf_counter()
             try:
                 logits_KV = forward(call.tokens, call.start_pos, call.kv_len, call.rows)[0]
@@ -150,7 +171,7 @@ def _run(
             for field, tensor in vars(summary).items():
                 outputs[f"{sequence.name}/{i}/{field}"] = tensor.contiguous().clone()
     if task is not None:
-        outputs |= {f"task/{name}": tensor for name, tensor in vars(solve(program, task)).items()}
+        outputs |= {f"task/{name}": tensor for name, tensor in vars(solve(program, task, _tell)).items()}
     return outputs, digests, seconds
 
 
@@ -165,11 +186,16 @@ def shortest(reference: Reference, tokens: int) -> Reference:
     return Reference(*parts, reference.rounding_db, reference.task)
 
 
-def solve(network: Network, task: Task) -> Answers:
+def solve(network: Network, task: Task, report: Report = silent) -> Answers:
     """The program's, or in eager those to compare with."""
-    solved = generate(network, task.prompts, max_new_tokens=task.n_new, alg="maskgit_plus", threshold=task.threshold)
-    was_mask = solved.history[:, :, -task.n_new :] == network.mask_id
-    return Answers(torch.stack(solved.answers), (was_mask.sum(0) - 1).contiguous())
+    answers, steps = [], []
+    for i, prompt in enumerate(task.prompts):
+        report("prompts", i, len(task.prompts))
+        solved = generate(network, prompt, max_new_tokens=task.n_new, alg="maskgit_plus", threshold=task.threshold)
+        was_mask = solved.history[:, 0, -task.n_new :] == network.mask_id
+        answers.append(solved.answers[0])
+        steps.append(was_mask.sum(0) - 1)
+    return Answers(torch.stack(answers), torch.stack(steps))
 
 
 def main() -> None:
@@ -192,6 +218,7 @@ def main() -> None:
         threads = use_threads(args.threads)  # what this imports is not the program's
         restrict_to_program(n_bytes, args.planned_memory, longest)
         end_if_loading_hangs(n_bytes)
+        _tell("loading")
         started = time.perf_counter()
         program = Program.open(pte)
         loaded = time.perf_counter()

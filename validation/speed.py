@@ -7,9 +7,7 @@ begins, and at last the result.
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,7 +23,7 @@ from runtime.limits import died_of
 from runtime.memory import memory, peak_rss
 from runtime.program import Program, ProgramError
 from runtime.threads import use_threads
-from validation.child import HOME, UTF8
+from validation.child import run_child
 
 LOADS = 3
 CALLS = 10  # of a length, for each repeat
@@ -169,21 +167,16 @@ if __name__ == "__main__":
 
 def run_bench(pte: Path, settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:
     """What `validation.speed` found. Raises `BadArtifactError`."""
-    command = [sys.executable, "-m", "validation.speed", str(pte.resolve()), json.dumps(asdict(settings))]
     result: dict[str, Any] | None = None
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
-    with subprocess.Popen(command, **pipes, errors="replace", cwd=HOME, env=os.environ | UTF8) as child:
-        assert child.stdout is not None
-        assert child.stderr is not None
-        try:
-            for line in child.stdout:
-                said = json.loads(line)
-                result = said.get("result", result)
-                tell(said.get("begins", ""))
-            complaint = child.stderr.read().strip().splitlines()
-        except BaseException:
-            child.kill()
-            raise
+
+    def hear(line: str) -> None:
+        nonlocal result
+        said = json.loads(line)
+        result = said.get("result", result)
+        tell(said.get("begins", ""))
+
+    child = run_child(["-m", "validation.speed", str(pte.resolve()), json.dumps(asdict(settings))], hear)
+    complaint = child.stderr.strip().splitlines()
     if child.returncode < 0:
         raise BadArtifactError(f"{pte}: the runtime crashed ({died_of(child.returncode)}) while measuring it")
     if child.returncode != 0 or result is None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from runtime.limits import end_if_call_hangs, end_if_loading_hangs, how_it_ended, restrict_to_program
 from runtime.program import executorch_folder, executorch_runtime, without_exporter
-from validation.child import HOME, UTF8
+from validation.child import run_child
 from validation.format import read_plan
 from validation.places import Place, Places, TraceError, find_places, recorded_values, sizes_at
 from validation.reference import Call, Sequence
@@ -107,10 +106,8 @@ def _record(pte: Path, sequences: tuple[Sequence, ...], n_bytes: int, planned_me
     calls = folder / "calls.json"
     calls.write_text(json.dumps([_plain(call) for sequence in sequences for call in sequence.calls]))
     numbers = (str(n_bytes), str(planned_memory))
-    command = [sys.executable, "-m", "validation.trace", str(pte.resolve()), str(calls), *numbers, str(folder)]
-    child = subprocess.run(
-        command, capture_output=True, encoding="utf-8", errors="replace", cwd=HOME, env=os.environ | UTF8, check=False
-    )
+    arguments = ["-m", "validation.trace", str(pte.resolve()), str(calls), *numbers, str(folder)]
+    child = run_child(arguments, lambda _: None)
     if child.returncode != 0:
         raise TraceError(f"{pte}: cannot be recorded: {how_it_ended(child, 'recording')}")
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from runtime.program import ProgramError
 from validation.eager import embed, keys_and_values, n_tokens, run_head, run_layers
 from validation.figures import TIE_MARGIN, Figure, sqnr_db
 from validation.places import TraceError
+from validation.progress import Report, silent, within
 from validation.reference import Reference, Sequence
 from validation.ties import TieMargins
 from validation.trace import Trace, trace
@@ -69,20 +69,18 @@ def find_wrong_layers(
     weights: Weights,
     sequences: tuple[Sequence, ...],
     bounds: Bounds,
-    report: Callable[[str], None] = lambda _: None,
+    report: Report = silent,
 ) -> WrongLayers:
     """Run the short ones of `sequences` through a program, and hold its layers against the weights it was made of.
 
     Raises `TraceError`, a `ProgramError`, for a program that has other layers than the model or crashes.
     """
-    report("model.pte, each layer recorded")
+    report(f"{pte.name}, each layer recorded")
     traced = trace(pte, tuple(sequence for sequence in sequences if sequence.name.startswith(SHORT)))
     return compare_layers(traced, weights, bounds, report)
 
 
-def compare_layers(
-    traced: Trace, weights: Weights, bounds: Bounds, report: Callable[[str], None] = lambda _: None
-) -> WrongLayers:
+def compare_layers(traced: Trace, weights: Weights, bounds: Bounds, report: Report = silent) -> WrongLayers:
     """`find_wrong_layers` with what was recorded already."""
     config = weights.model.config
     sizes = [config.hidden_size, config.num_key_value_heads, config.head_dim, config.vocab_size]
@@ -93,7 +91,7 @@ def compare_layers(
     order = list(range(L))
     layers = _held(traced, weights, order, bounds, report) if recorded == L else []
     if recorded != L or any(layer.wrong for layer in layers):
-        order = _aligned(traced, weights)
+        order = _aligned(traced, weights, report)
         if order != list(range(L)):
             layers = _held(traced, weights, order, bounds, report)
     moved, said = _structure(order, recorded, L)
@@ -105,15 +103,13 @@ def compare_layers(
     return WrongLayers(next(iter(moved + wrong), None), ". ".join(said), embedding_db, tuple(layers), tuple(order))
 
 
-def _held(
-    traced: Trace, weights: Weights, order: list[int], bounds: Bounds, report: Callable[[str], None]
-) -> list[Fidelity]:
+def _held(traced: Trace, weights: Weights, order: list[int], bounds: Bounds, report: Report) -> list[Fidelity]:
     """What was recorded against these of the model's layers."""
     sequences, recorded = traced.sequences, len(traced.x_1ND)
     ties = TieMargins(n_tokens(sequences))
     layers: list[Fidelity] = []
     given = dict(enumerate(traced.x_1ND))
-    runs = run_layers(weights, sequences, None, ties, lambda at: report(f"program, {at}"), given.get, order=order)
+    runs = run_layers(weights, sequences, None, ties, within("program", report), given.get, order=order)
     for i, run in enumerate(runs):
         parts = {
             "keys": _db(_by_call(sequences, run.k_1NGd), _by_call(sequences, traced.k_1NGd[i])),
@@ -129,7 +125,7 @@ def _held(
     return layers
 
 
-def _aligned(traced: Trace, weights: Weights) -> list[int]:
+def _aligned(traced: Trace, weights: Weights, report: Report) -> list[int]:
     """Which of the model's layers each recorded one is, told by what it makes of its input; empty if some is none.
 
     Of one short sequence, and by keys and values alone: of a wide model their matrices are a tenth of a layer.
@@ -139,6 +135,7 @@ def _aligned(traced: Trace, weights: Weights) -> list[int]:
     x_RND, k_RNGd, v_RNGd = (torch.cat(parts)[:, :N] for parts in (traced.x_1ND, traced.k_1NGd, traced.v_1NGd))
     found: list[set[int]] = [set() for _ in x_RND]
     for i in range(L):
+        report("which layer is which", i, L)
         expected = zip(*keys_and_values(weights, i, sequence, x_RND), strict=True)
         for n, (k_NGd, v_NGd) in enumerate(expected):
             if sqnr_db(k_NGd, k_RNGd[n]) >= SAME_DB or sqnr_db(v_NGd, v_RNGd[n]) >= SAME_DB:
@@ -242,7 +239,7 @@ def name_wrong_layer(
     weights: Weights,
     reference: Reference,
     bounds: Bounds,
-    report: Callable[[str], None] = lambda _: None,
+    report: Report = silent,
 ) -> list[Figure]:
     """The first figure of fidelity that failed says in which layer of the program the fault is."""
     failed = next((i for i, f in enumerate(figures) if f.group == "fidelity" and not f.ok), None)

@@ -27,6 +27,7 @@ from runtime.program import MODEL_FILE, ProgramError
 from runtime.tokenizer import TOKENIZER_FILE, load_tokenizer
 from validation.figures import Figure
 from validation.judge import check_artifact, finite
+from validation.progress import Report
 from validation.reference import ReferenceError
 from validation.settings import TaskConfig, ValidationConfig, check_bounds, check_settings
 from validation.solved import Solved, share_solved, solved_figure
@@ -50,8 +51,8 @@ def revalidate(config: ValidateConfig, display: Display) -> list[Figure]:
         if config.checkpoint is not None:
             figures = _against_checkpoint(artifact, manifest, task, Path(config.checkpoint), config.threads, display)
         else:
-            with display.stage("validate"):
-                figures = _alone(artifact, manifest, task, config.threads)
+            with display.stage("validate") as report:
+                figures = _alone(artifact, manifest, task, config.threads, report)
         figures = pinned(figures, config.bounds)
         if baseline is not None:
             with display.stage("baseline") as report:
@@ -79,8 +80,10 @@ def pinned(figures: list[Figure], bounds: PinnedBounds) -> list[Figure]:
     ]
 
 
-def _alone(artifact: Path, manifest: dict[str, Any], task: TaskConfig, threads: int | None) -> list[Figure]:
-    measured = check_artifact(artifact, threads)
+def _alone(
+    artifact: Path, manifest: dict[str, Any], task: TaskConfig, threads: int | None, report: Report
+) -> list[Figure]:
+    measured = check_artifact(artifact, threads, report)
     if measured.reference.task is None or measured.replay.answers is None or task.checker is None:
         return measured.figures
     tokenizer = load_tokenizer(artifact)
@@ -112,8 +115,8 @@ def _against_checkpoint(
             quantized = quantize(loaded, config.recipe, Path(folder), report)
         with display.stage("export"):
             exported = export(quantized, config.export)
-        with display.stage("lower"):
-            again = lower(exported, quantized, Path(folder) / MODEL_FILE)
+        with display.stage("lower") as report:
+            again = lower(exported, quantized, Path(folder) / MODEL_FILE, report)
         repeated = same_export(artifact / MODEL_FILE, again.pte)
         with display.stage("validate") as report:
             given = replace(again, pte=artifact / MODEL_FILE)
