@@ -7,6 +7,7 @@ Constants are what was measured on Linux with the pinned versions (docs/memory.m
 from __future__ import annotations
 
 import shutil
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -138,10 +139,9 @@ def _bytes(weight: torch.Tensor, quant: LinearQuant | EmbeddingQuant, weight_bit
 def check_resources(config: RunConfig, console: Console) -> Estimate:
     """Shows the estimate. Raises `ResourceError` if less is free, unless `force` is given, and `OutputError`."""
     needs = estimate(config)
-    try:
-        cache, output = _existing(Path(config.cache)), _existing(Path(config.output))
-    except OSError as error:  # a name too long, a folder that may not be looked into
-        raise OutputError(f"output {config.output} cannot be written: {error.strerror or error}") from error
+    cache = _writable("cache", Path(config.cache), Path(config.cache))
+    # It is made beside what it replaces.
+    output = _writable("output", Path(config.output), Path(config.output).resolve().parent)
     free_memory, disk = available_memory(), shutil.disk_usage
     peak = max(needs.memory, key=lambda stage: needs.memory[stage])
     disks = {cache: needs.cache, output: needs.output}
@@ -182,6 +182,21 @@ def available_memory() -> int:
         except (OSError, ValueError, KeyError):
             continue  # no such group, or no limit ("max")
     return int(free)
+
+
+def _writable(what: str, path: Path, folder: Path) -> Path:
+    """The nearest folder of `folder` that is there already. Raises `OutputError` where nothing can be made in it."""
+    try:
+        folder = _existing(folder)
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise OutputError(f"{what} {path} cannot be written: {error.strerror or error}") from error
+    try:
+        Path(tempfile.mkdtemp(dir=folder, prefix=".dreamedge-")).rmdir()
+    except OSError as error:
+        raise OutputError(
+            f"{what} {path} cannot be written: nothing can be made in {folder}: {error.strerror or error}"
+        ) from error
+    return folder
 
 
 def _existing(path: Path) -> Path:

@@ -24,6 +24,7 @@ from pipeline.config import source_files
 from pipeline.display import StageStats
 from pipeline.estimate import Estimate
 from pipeline.load import Loaded
+from pipeline.lock import locked
 from pipeline.lower import Lowered
 from pipeline.schema import RunConfig
 from report.page import PAGE_FILE, REPORT_FILE, render_report
@@ -45,30 +46,37 @@ class Packaged:
 
 @contextmanager
 def staging(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `output` to write into; gone at the end, unless `place` renamed it. Raises `OutputError`."""
-    try:
-        if _old(output).exists() and not output.exists():  # a run was killed between the two renames of `place`
-            _old(output).rename(output)
-        is_there = output.exists()
-    except OSError as error:  # a name too long, a folder that may not be looked into
-        raise OutputError(f"output {output} cannot be written: {error.strerror or error}") from error
-    if is_there and not overwrite:
-        raise OutputError(f"output {output} is already there: choose another, or give overwrite=true")
-    if is_there and not (output / MANIFEST_FILE).is_file():
-        raise OutputError(f"output {output} is there and is no artifact: it is not overwritten")
+    """A folder beside `output` to write into; gone at the end, unless `place` renamed it.
+
+    Raises `OutputError`, also while another run has one there.
+    """
+    if not output.name:
+        raise OutputError(f"output {output} is already there: choose another")
     folder = output.with_name(f".{output.name}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        with locked(output.with_name(f".{output.name}.lock"), f"output {output}") as is_alone:
+            _check_place(output, overwrite)
+            if is_alone:
+                shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+            elif folder.exists():
+                raise OutputError(f"{folder} is there: of another run, or of one that was killed; if so, remove it")
+            folder.mkdir()
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise OutputError(f"output {output} cannot be written: {error.strerror or error}") from error
-    try:
-        yield folder
-    except OSError as error:
-        raise OutputError(f"output {output} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_place(output: Path, overwrite: bool) -> None:
+    if _old(output).exists() and not output.exists():  # a run was killed between the two renames of `place`
+        _old(output).rename(output)
+    if output.exists() and not overwrite:
+        raise OutputError(f"output {output} is already there: choose another, or give overwrite=true")
+    if output.exists() and not (output / MANIFEST_FILE).is_file():
+        raise OutputError(f"output {output} is there and is no artifact: it is not overwritten")
 
 
 def package(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def check_output(file: Path) -> None:
         raise OutputError(f"output {file} cannot be written: there is no folder {file.parent}")
     if file.is_dir():
         raise OutputError(f"output {file} cannot be written: it is a folder")
-    aside = file.with_name(f".{file.name}.partial")
+    aside = _aside(file)
     try:
         aside.touch()
         aside.unlink()
@@ -40,10 +41,14 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 
 def write_text(file: Path, text: str) -> None:
     """UTF-8. Whole or not at all. Raises `OutputError`."""
-    aside = file.with_name(f".{file.name}.partial")
+    aside = _aside(file)
     try:
         aside.write_text(text, encoding="utf-8")
         aside.replace(file)
     except OSError as error:
         aside.unlink(missing_ok=True)
         raise OutputError(f"output {file} cannot be written: {error.strerror or error}") from error
+
+
+def _aside(file: Path) -> Path:
+    return file.with_name(f".{file.name}.{os.getpid()}.partial")  # of each process that writes it at once its own

@@ -101,7 +101,7 @@ class Killed(Display):
         aside = self._folder / ".out.partial"
         if aside.exists():
             self.found["a folder aside, whole" if _max_seq_len(aside) else "a folder aside, refused"] += 1
-        others = {path.name for path in self._folder.iterdir()} - {"out", ".out.partial", "cache"}
+        others = {path.name for path in self._folder.iterdir()} - {"out", ".out.partial", ".out.lock", "cache"}
         self.found["other folders left"] += bool(others)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +50,29 @@ def test_too_little_is_found_before_the_work(
     assert list(tmp_path.iterdir()) == []
     code, _, err = pipeline(*arguments, "force=true")
     assert (code, err.strip()) == (3, "error: it started")
+
+
+@pytest.mark.parametrize("key", ["output", "cache"])
+@pytest.mark.parametrize("place", ["/proc", "/sys", "/dev/null", "read-only"])
+def test_what_cannot_be_written_is_not_a_full_disk(
+    place: str, key: str, pipeline: Pipeline, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if place == "read-only":  # root may write everywhere
+        made = tempfile.mkdtemp
+
+        def mkdtemp(dir: Path, prefix: str) -> str:
+            if dir == tmp_path / "read-only":
+                raise OSError(errno.EROFS, "Read-only file system")
+            return made(dir=dir, prefix=prefix)
+
+        monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
+        (tmp_path / place).mkdir()
+        place = str(tmp_path / place)
+    code, _, err = pipeline(*arguments, f"{key}={place}/x", "force=true")
+    assert code == 7
+    assert err.startswith(f"error: {key} {place}/x cannot be written: nothing can be made in {place}: ")
+    assert err.count("\n") == 1
+    assert [path for path in tmp_path.iterdir() if path.name != "read-only"] == []
 
 
 def test_the_estimate_of_a_large_model_is_shown(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
+import os
 import shutil
 import signal
 import subprocess
@@ -11,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import package
+from pipeline import lock, package
 from pipeline.__main__ import main
 from runtime.artifact import read_manifest
 from runtime.errors import OutputError
@@ -41,7 +45,7 @@ def test_kill_in_each_stage(build: Build, tmp_path: Path) -> None:
         if made["export"]["max_seq_len"] == 64:  # it was past the last moment
             break
         assert run.returncode == -signal.SIGKILL
-        assert {path.name for path in tmp_path.iterdir()} <= {"cache", ".out.partial", "out"}
+        assert {path.name for path in tmp_path.iterdir()} <= {"cache", ".out.partial", ".out.lock", "out"}
     assert main(arguments) == 0
     assert read_manifest(output)["export"]["max_seq_len"] == 64
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "out"}
@@ -81,6 +85,80 @@ def test_an_earlier_artifact_is_never_missing(
         pass
     assert read_manifest(artifact) == whole
     assert [path.name for path in artifact.parent.iterdir()] == [artifact.name]
+
+
+def test_a_second_run_leaves_the_first_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    command = ["run", f"checkpoint={GOLDEN / 'gqa2'}", f"output={output}", f"cache={tmp_path / 'cache'}"]
+    with package.staging(output, overwrite=True) as folder:
+        (folder / "half").touch()
+        for overwrite in ("overwrite=true", "overwrite=false"):
+            assert main([*command, overwrite]) == 7
+            said = capsys.readouterr().err
+            assert said.startswith(f"error: output {output} cannot be written: another run is writing to it, process ")
+            assert f" {os.getpid()} on " in said
+            assert said.count("\n") == 1
+        assert [path.name for path in folder.iterdir()] == ["half"]
+        package.place(folder, output)
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+def test_a_killed_run_is_in_nobodys_way(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    entered, enters = os.pipe()
+    killed = os.fork()
+    if killed == 0:
+        with package.staging(output, overwrite=False) as folder:
+            (folder / "half").touch()
+            os.write(enters, b"x")
+            signal.pause()
+    os.read(entered, 1)
+    with pytest.raises(OutputError, match=f"process {killed} on"), package.staging(output, overwrite=False):
+        pass
+    os.kill(killed, signal.SIGKILL)
+    os.waitpid(killed, 0)
+    assert {path.name for path in tmp_path.iterdir()} == {".out.lock", ".out.partial"}
+    with package.staging(output, overwrite=False) as folder:
+        assert list(folder.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    """Also where the lock's file is removed at the moment at which another process opens it."""
+    children = []
+    for _ in range(4):
+        child = os.fork()
+        if child == 0:
+            entered = 0
+            deadline = time.monotonic() + 30
+            try:
+                while entered < 100 and time.monotonic() < deadline:
+                    with contextlib.suppress(OutputError), lock.locked(tmp_path / "lock", "it") as is_alone:
+                        (tmp_path / "inside").mkdir()  # fails if another is inside
+                        (tmp_path / "inside").rmdir()
+                        entered += is_alone
+            finally:
+                os._exit(0 if entered == 100 else 1)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is removed that may be another's."""
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with package.staging(tmp_path / "out", overwrite=False) as folder:
+        (folder / "half").touch()
+        with pytest.raises(OutputError, match="remove it"), package.staging(tmp_path / "out", overwrite=False):
+            pass
+        assert (folder / "half").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
