@@ -21,7 +21,7 @@ from model.checkpoint_files import read_config, weight_files
 from pipeline.export import lengths
 from pipeline.schema import RunConfig
 from recipes.options import Attention, EmbeddingQuant, LinearQuant, Recipe
-from report.tables import mib, table
+from report.tables import mib, show, table
 from runtime.errors import InputError, OutputError, ResourceError
 from validation.eager import ROWS, TOKENS, VOCAB
 
@@ -152,7 +152,7 @@ def check_resources(config: RunConfig, console: Console) -> Estimate:
         listing = table(None, "estimate", *needs.memory, "disk")
         listing.add_row("needed", *(mib(n) for n in needs.memory.values()), mib(sum(disks.values())))
         listing.add_row("free", *[mib(free_memory)] * len(needs.memory), mib(min(disk(path).free for path in disks)))
-        console.print(listing)
+        show(console, listing)
     wrong = []
     # The program runs beside this process.
     most = max(needs.memory[peak], needs.memory["export"] + needs.memory["program"])

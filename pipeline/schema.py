@@ -154,10 +154,10 @@ class EvaluateConfig(DecodingConfig):
 @dataclass
 class BenchConfig:
     artifact: str = MISSING
-    lengths: list[int] = field(default_factory=list)
+    lengths: list[int] | None = None
     kv_len: int = 0
-    prompt_len: int = 128
-    new_tokens: int = 256
+    prompt_len: int | None = None
+    new_tokens: int | None = None
     block_length: int = 32
     steps: int | None = None
     threshold: float = 0.9

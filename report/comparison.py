@@ -20,7 +20,11 @@ from runtime.errors import BadArtifactError
 SAME = 0.01  # values nearer to each other are neither better nor worse
 SAME_ONCE = 0.1  # times, and the memory of processes, were measured once
 ELSEWHERE = ("recipe.description", "recipe.outside_ops")  # is said, and what comes of it is in the graph
+# Calls that a comparison shows, by the beginning of their names.
+KINDS = {"one token": "one-token", "a whole sequence": "whole", "the longest call": "max-length, call 0"}
+MOST = 3  # shapes that a note names
 Side = Literal["a", "b"]
+Shape = tuple[int, int, int]  # of a call: tokens, kv_len, rows
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def compared_artifacts(a: Path, b: Path) -> Comparison:
     one, two = _open(a), _open(b)
     with refusing(a, b):
         rows = [row for group in (_made_of, _sizes, _speed, _quality, _graph) for row in group((one, two))]
-        return Comparison(one, two, _notes(one, two), rows)
+        return Comparison(one, two, [*_notes(one, two), *_left_out((one, two))], rows)
 
 
 def compare_page(compared: Comparison) -> str:
@@ -165,9 +169,11 @@ def _speed(both: Both) -> Iterator[Row]:
 
     programs = [one.report["program"] for one in both]
     yield once("loads in", [program["load_seconds"] for program in programs])
-    kinds = {"one token": "one-token", "a whole sequence": "whole", "the longest call": "max-length, call 0"}
-    for name, kind in kinds.items():
-        yield once(f"{name}, median", [_median_seconds(one.report["calls"], kind) for one in both])
+    for name, kind in KINDS.items():
+        seconds = [_seconds(one.report["calls"], kind) for one in both]
+        shared = seconds[0].keys() & seconds[1].keys()
+        if shared:
+            yield once(f"{name}, median", [median(by_shape[shape] for shape in shared) for by_shape in seconds])
     yield once("peak memory of the program", [program["peak_rss"] for program in programs], "bytes")
     stages = [one.report["stages"] for one in both]
     yield once("made in", [sum(stage["seconds"] for stage in listed) for listed in stages])
@@ -175,8 +181,27 @@ def _speed(both: Both) -> Iterator[Row]:
     yield once("peak memory of the making", peaks, "bytes")
 
 
-def _median_seconds(calls: list[dict[str, Any]], kind: str) -> float:
-    return median(float(call["seconds"]) for call in calls if call["where"].startswith(kind))
+def _seconds(calls: list[dict[str, Any]], kind: str) -> dict[Shape, float]:
+    """The median of the calls of each shape: what they take is only compared with calls of the same."""
+    seconds: dict[Shape, list[float]] = {}
+    for call in calls:
+        if call["where"].startswith(kind):
+            seconds.setdefault((call["tokens"], call["kv_len"], call["rows"]), []).append(float(call["seconds"]))
+    return {shape: median(values) for shape, values in seconds.items()}
+
+
+def _left_out(both: Both) -> Iterator[str]:
+    for name, kind in KINDS.items():
+        a, b = (_seconds(one.report["calls"], kind).keys() for one in both)
+        if a != b:
+            sides = " and ".join(_shapes(side, only) for side, only in (("a", a - b), ("b", b - a)) if only)
+            yield f"speed of {name}: left out are calls that the other has not: {sides}"
+
+
+def _shapes(side: str, shapes: set[Shape]) -> str:
+    listed = [f"{tokens} of {kv_len} with {rows} rows" for tokens, kv_len, rows in sorted(shapes)]
+    more = f" and {len(listed) - MOST} more" if len(listed) > MOST else ""
+    return f"{side}'s {', '.join(listed[:MOST])}{more}"
 
 
 def _quality(both: Both) -> Iterator[Row]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from report.page import PAGE_FILE
-from report.tables import bound_text, mib, table, verdict_text
+from report.tables import bound_text, mib, show, table, verdict_text
 from runtime.errors import ValidationError, one_line
 from validation.figures import Figure
 from validation.judge import Validated
@@ -36,11 +36,11 @@ def show_run(
     facts.add_row("memory plan", f"{mib(sum(manifest['memory_plan']))}, caches included")
     replay = validated.measured.replay
     facts.add_row("in the runtime", f"loads in {replay.load_seconds:.2f} s, peak {mib(replay.peak_rss)} with Python")
-    console.print(facts)
+    show(console, facts)
     costs = table("the stages", "stage", "seconds", "peak memory of the process")
     for stage in stages:
         costs.add_row(stage["name"], f"{stage['seconds']:.1f}", mib(stage["peak_rss"]))
-    console.print(costs)
+    show(console, costs)
     console.print(f"artifact: {os.path.relpath(folder)}, to look at: {PAGE_FILE}", highlight=False, soft_wrap=True)
 
 
@@ -57,7 +57,7 @@ def show_figures(console: Console, figures: list[Figure]) -> None:
             verdict_text(figure),
             Text(one_line(figure.where, 300)),  # an artifact's words, no markup
         )
-    console.print(listing)
+    show(console, listing)
     wrong = [str(figure) for figure in figures if not figure.ok]
     if wrong:
         raise ValidationError("out of bounds: " + "; ".join(wrong))

@@ -96,6 +96,11 @@ def files_of(manifest: dict[str, Any]) -> dict[str, Any]:
     return {**manifest["files"], **manifest["run"]["files"]}
 
 
+def out_of_bounds(manifest: dict[str, Any]) -> list[str]:
+    """The figures that were, when it was made. Raises `KeyError`, `TypeError` for what is no manifest."""
+    return [str(figure["name"]) for figure in manifest["figures"] if not figure["ok"]]
+
+
 def read_provenance(folder: Path) -> bytes:
     """`provenance.json` as it stands. Raises `ArtifactError`."""
     file = folder / PROVENANCE_FILE

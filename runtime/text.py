@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class TextArtifact:
     folder: Path
+    manifest: dict[str, Any]
     program: Program
     tokenizer: Tokenizer
     new_tokens: int  # what the task of its validation takes
@@ -45,7 +46,7 @@ def open_text_artifact(folder: Path, packed_cache: str | None = None, threads: i
             raise BadArtifactError(
                 f"{folder}: its tokenizer has id {largest}, its program knows 0..{program.vocab_size - 1}"
             )
-        return TextArtifact(folder, program, tokenizer, new_tokens)
+        return TextArtifact(folder, manifest, program, tokenizer, new_tokens)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadArtifactError(f"{folder / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}") from error
     except (ArtifactError, ProgramError, InputError, FileNotFoundError) as error:

@@ -12,8 +12,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tests.checkpoints import GOLDEN, ROOT, Build
@@ -167,7 +169,9 @@ def test_wrong_input_is_one_line(
         (7, "there is no folder", ["evaluate", f"artifact={sudoku}", "output=/nowhere/x.json"]),
         (2, "task.checker", ["evaluate", f"artifact={sudoku}", "task.checker=/nowhere"]),
         (6, "no such artifact", ["bench", "artifact=/nowhere"]),
-        (2, "more than the artifact's max_seq_len, 256", ["bench", f"artifact={sudoku}"]),
+        (2, "more than the artifact's max_seq_len, 256", ["bench", f"artifact={sudoku}", "prompt_len=257"]),
+        (2, "more than the artifact's max_seq_len, 256", ["bench", f"artifact={sudoku}", "new_tokens=256"]),
+        (2, "at most 256", ["bench", f"artifact={sudoku}", "lengths=[1,257]", "new_tokens=8"]),
         (2, "repeats 0", ["bench", f"artifact={sudoku}", "repeats=0", "new_tokens=8"]),
         (2, "at least 1 token", ["bench", f"artifact={sudoku}", "lengths=[0]", "new_tokens=8"]),
         (7, "is a folder", ["bench", f"artifact={sudoku}", f"output={tmp_path}", "new_tokens=8"]),
@@ -287,6 +291,104 @@ def test_bench(pipeline: Pipeline, build: Build, tmp_path: Path) -> None:
     assert result["memory"]["peak"] > result["memory"]["loaded"]["anonymous"] > 0
     for title in ("one call, median", "24 tokens after 8, blocks of 8", "peak memory"):
         assert title in out
+
+
+@pytest.mark.parametrize(
+    ("max_seq_len", "given", "measured"),
+    [
+        (2048, {}, (128, 256, (1, 8, 32, 128))),
+        (384, {}, (128, 256, (1, 8, 32, 128))),
+        (256, {}, (128, 128, (1, 8, 32, 128))),
+        (64, {}, (32, 32, (1, 8, 32))),
+        (1, {}, (1, 0, (1,))),
+        (64, {"prompt_len": 40}, (40, 24, (1, 8, 32))),
+        (64, {"new_tokens": 40}, (24, 40, (1, 8, 32))),
+        (64, {"new_tokens": 0, "lengths": [64]}, (64, 0, (64,))),
+    ],
+)
+def test_bench_measures_what_fits(
+    max_seq_len: int, given: dict[str, Any], measured: tuple[int, int, tuple[int, ...]]
+) -> None:
+    from pipeline.commands import bench
+    from pipeline.schema import BenchConfig
+
+    config = BenchConfig(**given)
+    settings = bench._settings(config, max_seq_len)
+    assert (settings.prompt_len, settings.new_tokens, settings.lengths) == measured
+    cut = bench._cut(config, settings)
+    for name, default, value in zip(("prompt_len", "new_tokens"), (128, 256), measured, strict=False):
+        assert (f"{name} {value}" in cut) == (name not in given and value != default)
+
+
+def test_a_program_shorter_than_the_defaults(pipeline: Pipeline, sudoku: Path, tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    code, _, err = pipeline("bench", f"artifact={sudoku}", "steps=4", "repeats=1", f"output={file}")
+    assert code == 0
+    assert err == "note: what fits into the artifact's max_seq_len, 256, is measured: new_tokens 128\n"
+    result = json.loads(file.read_text())
+    assert (result["settings"]["prompt_len"], result["settings"]["new_tokens"]) == (128, 128)
+
+
+def test_an_artifact_out_of_bounds_is_warned_of(pipeline: Pipeline, sudoku: Path, tmp_path: Path) -> None:
+    failed = tmp_path / "sudoku.failed"
+    shutil.copytree(sudoku, failed)
+    manifest = json.loads((failed / "manifest.json").read_text())
+    for figure in manifest["figures"]:
+        figure["ok"] = figure["name"] not in ("cosine", "sqnr_db")
+    (failed / "manifest.json").write_text(json.dumps(manifest))
+    cheap = {
+        "generate": [f"prompt={PUZZLE}", "max_new_tokens=1"],
+        "evaluate": ["n=1"],
+        "bench": ["new_tokens=0", "lengths=[1]", "repeats=1"],
+    }
+    for command, options in cheap.items():
+        code, _, err = pipeline(command, f"artifact={failed}", *options)
+        assert code == 0, err
+        assert err.splitlines()[0] == f"warning: {failed} was out of bounds when it was made: sqnr_db, cosine"
+
+
+@pytest.mark.parametrize("line", ['{"prompt": "1", %s: 3}', '{"messages": [], %s: 3}'])
+def test_a_key_of_a_line_that_is_not_known_is_refused(
+    line: str, pipeline: Pipeline, sudoku: Path, tmp_path: Path
+) -> None:
+    keys = {
+        "promt": "no key 'promt' in a line; did you mean 'prompt'?",
+        "message": "no key 'message' in a line; did you mean 'messages'?",
+        "gen_length": "no key 'gen_length' in a line; did you mean 'max_new_tokens'? That is given to the command",
+        "temperature": "no key 'temperature' in a line; did you mean 'temperature'? That is given to the command",
+        "zzz": "no key 'zzz' in a line; it has a prompt or messages",
+    }
+    file = tmp_path / "lines"
+    file.write_text("\n".join(line % json.dumps(key) for key in keys))
+    code, out, _ = pipeline("generate", f"artifact={sudoku}", f"prompts={file}")
+    assert code == 2
+    for answer, said in zip(map(json.loads, out.splitlines()), keys.values(), strict=True):
+        assert answer["error"].startswith(said)
+
+
+WORDS = ["generation_config.json", "reference.safetensors", "unexpected_operators", "1.5094e+06", "FAILED"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_inspect_breaks_no_word_and_cuts_no_name(width: int, sudoku: Path) -> None:
+    from pipeline.commands import inspect
+
+    found = inspect.contents(sudoku)
+    manifest = found["manifest"]
+    name = "a-checkpoint-of-a-long-name-in-one-word-of-58-characters-x"
+    manifest["checkpoint"]["name"] = name
+    manifest["solved"]["task"] = "task_of_a_long_name"
+    manifest["figures"][0]["ok"] = False
+    manifest["figures"][1]["bound"] = -123.45e-100
+    console = Console(file=io.StringIO(), width=width)
+    inspect._show(console, found, *inspect._tables(found))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in said
+    for word in (*WORDS, name, "task_of_a_long_name, n=1000", "-1.2345e-98", "operators", "between", "outside"):
+        assert word in said, word
+    for row in manifest["figures"]:
+        shown = next(line for line in said.splitlines() if row["name"] in line)
+        assert any(verdict in shown for verdict in ("ok", "FAILED", "reported")), shown
 
 
 def test_tokenizer_files_of_a_real_checkpoint(pipeline: Pipeline, chatty: Path, chatty_artifact: Path) -> None:

@@ -64,6 +64,38 @@ def test_with_itself(pipeline: Pipeline, build: Build) -> None:
     assert all(row["a"] == row["b"] and row["better"] is None for row in compared["rows"])
 
 
+def test_speed_is_of_the_same_calls(pipeline: Pipeline, artifact: Path, build: Build) -> None:
+    """A call of fewer tokens, positions or rows is not faster, it is another one."""
+    one = build("gqa2", "fp32_xnnpack")
+    report = json.loads((one / "report.json").read_text())
+    whole = {(c["tokens"], c["kv_len"], c["rows"]) for c in report["calls"] if c["where"].startswith("whole")}
+    kept = min(whole)
+    for call in report["calls"]:
+        shape = (call["tokens"], call["kv_len"], call["rows"])
+        call["seconds"] = 1.0
+        if call["where"].startswith("max-length, call 0"):
+            longest = shape
+            call["kv_len"] += 1
+        elif call["where"].startswith("whole") and shape != kept:
+            call["rows"], call["seconds"] = call["rows"] + 1000, 99.0
+    (artifact / "report.json").write_text(json.dumps(report))
+    reseal(artifact)
+    code, out, _ = pipeline("compare", f"a={one}", f"b={artifact}", "--json")
+    assert code == 0
+    compared = json.loads(out)
+    rows = {row["name"]: row for row in compared["rows"] if row["group"] == "speed"}
+    assert rows["a whole sequence, median"]["b"] == 1.0
+    assert rows["one token, median"]["b"] == 1.0
+    assert "the longest call, median" not in rows
+    notes = [note for note in compared["notes"] if note.startswith("speed of")]
+    assert len(notes) == 2
+    assert f"and {len(whole) - 1 - 3} more" in notes[0]
+    tokens, kv_len, n_rows = longest
+    assert (
+        f"a's {tokens} of {kv_len} with {n_rows} rows and b's {tokens} of {kv_len + 1} with {n_rows} rows" in notes[1]
+    )
+
+
 def test_what_cannot_be_compared(pipeline: Pipeline, artifact: Path, build: Build, tmp_path: Path) -> None:
     one = build("gqa2", "fp32_xnnpack")
     manifest = json.loads((artifact / "manifest.json").read_text())

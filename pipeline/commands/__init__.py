@@ -121,12 +121,12 @@ def _clean(config: Any) -> None:
 
 
 def list_recipes() -> int:
-    from report.tables import table
+    from report.tables import show, table
 
     listing = table(None, "recipe", "what it makes")
     for name in names_of("recipe"):
         listing.add_row(name, load_recipe(name).description)
-    out().print(listing)
+    show(out(), listing)
     return 0
 
 

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pipeline.config import AUTO, load_task, names_of
+from pipeline.console import warn_out_of_bounds
 from pipeline.schema import Cache, EvaluateConfig, decoding_options
 from report.files import check_output, write_json
-from report.tables import table
+from report.tables import show, table
 from runtime.artifact import ArtifactError, load_manifest
 from runtime.errors import BadArtifactError, UsageError
 from runtime.generation import Generation
@@ -54,6 +55,7 @@ def evaluate(config: EvaluateConfig, console: Console, err: Console) -> list[Sco
     if len(prompts) < config.n:
         raise UsageError(f"n {config.n}: {task.prompts} has {len(prompts)} prompts")
     artifact = open_text_artifact(Path(config.artifact), threads=config.threads)
+    warn_out_of_bounds(err, artifact.folder, artifact.manifest)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     scores: list[Score] = []
     with Progress(
@@ -126,4 +128,4 @@ def _show(console: Console, scores: list[Score]) -> None:
             f"{s.positions / s.n:.0f}",
             f"{s.seconds / s.n:.4f}",
         )
-    console.print(listing)
+    show(console, listing)

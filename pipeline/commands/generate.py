@@ -16,6 +16,7 @@ from rich.text import Text
 from torch import Tensor
 
 from pipeline.config import nearest
+from pipeline.console import warn_out_of_bounds
 from pipeline.schema import DecodingConfig, GenerateConfig, decoding_options
 from pipeline.streams import shows_all
 from report.tables import mib
@@ -39,6 +40,7 @@ class Answer:
 def answer_prompt(config: GenerateConfig, err: Console) -> None:
     """One prompt: the answer on stdout, a live view and what it took on stderr. Raises `PipelineError`."""
     artifact = open_text_artifact(Path(config.artifact), config.packed_cache, config.threads)
+    warn_out_of_bounds(err, artifact.folder, artifact.manifest)
     prompt = config.prompt if config.prompt is not None else _stdin().read()
     view = View(artifact, err)
     try:
@@ -59,6 +61,7 @@ def answer_lines(config: GenerateConfig, err: Console) -> None:
     if config.prompt is not None:
         raise UsageError("prompt and prompts: give one of them")
     artifact = open_text_artifact(Path(config.artifact), config.packed_cache, config.threads)
+    warn_out_of_bounds(err, artifact.folder, artifact.manifest)
     name = "stdin" if config.prompts == "-" else str(config.prompts)
     n = n_failed = 0
     for number, line in _lines(str(config.prompts)):

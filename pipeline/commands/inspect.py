@@ -14,7 +14,7 @@ from rich.text import Text
 from evidence.integrity import as_it_stands, check_signatures, check_whole, signed_by
 from pipeline.schema import InspectConfig
 from report.page import REPORT_FILE
-from report.tables import bound_text, mib, table, verdict_text
+from report.tables import bound_text, least_width, mib, show, table, verdict_text
 from runtime.artifact import MANIFEST_FILE, ArtifactError, files_of, read_small
 from runtime.errors import BadArtifactError
 from validation.figures import Figure
@@ -58,19 +58,22 @@ def contents(folder: Path) -> dict[str, Any]:
     }
 
 
-def _tables(found: dict[str, Any]) -> tuple[Group, Group]:
-    left = Group(_facts(found["manifest"]), _files(found))
-    return left, Group(_figures(found["manifest"]), _stages(found["report"]))
+def _tables(found: dict[str, Any]) -> tuple[list[Table], list[Table]]:
+    left = [_facts(found["manifest"]), _files(found)]
+    return left, [_figures(found["manifest"]), _stages(found["report"])]
 
 
-def _show(console: Console, found: dict[str, Any], left: Group, right: Group) -> None:
+def _show(console: Console, found: dict[str, Any], left: list[Table], right: list[Table]) -> None:
     verdict = "[bold green]valid[/]" if found["valid"] else "[bold red]OUT OF BOUNDS[/]"
     console.print(f"{verdict}, every file as it was packaged, ", Text(found["signed"]), sep="", soft_wrap=True)
-    if console.width < SIDE_BY_SIDE:
-        console.print(left, right)
+    widths = [max(least_width(console, listing) for listing in side) for side in (left, right)]
+    if console.width < max(SIDE_BY_SIDE, sum(widths) + 1):
+        show(console, *left, *right)
         return
     grid = Table.grid(padding=(0, 1))
-    grid.add_row(left, right)
+    grid.add_column()
+    grid.add_column(min_width=widths[1])  # nothing in it can be broken
+    grid.add_row(Group(*left), Group(*right))
     console.print(grid)
 
 
@@ -104,6 +107,7 @@ def _bits(recipe: dict[str, Any]) -> str:
 
 def _figures(manifest: dict[str, Any]) -> Table:
     listing = table("validation", "figure", "value", "bound", "")
+    listing.columns[-1].no_wrap = True
     for figure in manifest["figures"]:
         bound = None if figure["bound"] is None else float(figure["bound"])
         kept = Figure("", "", float(figure["value"]), bound, bool(figure["at_least"]))
@@ -126,6 +130,7 @@ def _files(found: dict[str, Any]) -> Table:
 
 def _stages(report: dict[str, Any]) -> Table:
     listing = table("the run that made it", "stage", "seconds", "peak memory")
+    listing.columns[-1].no_wrap = True
     for stage in report["stages"]:
         listing.add_row(_text(stage["name"]), f"{stage['seconds']:.1f}", mib(stage["peak_rss"]))
     return listing

@@ -10,6 +10,7 @@ from evidence.integrity import ENVELOPE_FILE, as_it_stands, check_whole
 from evidence.signature import key_id, private_key, seal
 from pipeline.schema import SignConfig
 from report.files import write_json
+from runtime.artifact import out_of_bounds
 from runtime.errors import ValidationError
 
 
@@ -22,7 +23,7 @@ def sign(config: SignConfig, console: Console) -> None:
     folder, key = Path(config.artifact), private_key(Path(config.key))
     manifest, provenance = as_it_stands(folder)
     check_whole(folder, manifest, provenance)
-    wrong = [figure["name"] for figure in manifest["figures"] if not figure["ok"]]
+    wrong = out_of_bounds(manifest)
     if wrong:
         raise ValidationError(f"{folder} is not signed: out of bounds when it was made: {', '.join(wrong)}")
     write_json(folder / ENVELOPE_FILE, seal(provenance, key))
