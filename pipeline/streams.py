@@ -36,11 +36,14 @@ class _Stream:
 
     def __init__(self, stream: TextIO, name: str | None) -> None:
         self._stream, self._name = stream, name
+        self._failed: OutputError | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
+        if self._failed is not None:  # it may have been another thread's, which has nobody to tell
+            raise self._failed
         with self._telling():
             self._stream.write(text)
         return len(text)
@@ -58,7 +61,8 @@ class _Stream:
             with contextlib.suppress(OSError), open(os.devnull, "wb") as null:  # noqa: PTH123
                 os.dup2(null.fileno(), self._stream.fileno())
             if self._name is not None:
-                raise OutputError(f"{self._name} cannot be written: {error.strerror or error}") from error
+                self._failed = OutputError(f"{self._name} cannot be written: {error.strerror or error}")
+                raise self._failed from error
 
 
 @contextmanager

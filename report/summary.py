@@ -41,7 +41,8 @@ def show_run(
     for stage in stages:
         costs.add_row(stage["name"], f"{stage['seconds']:.1f}", mib(stage["peak_rss"]))
     show(console, costs)
-    console.print(f"artifact: {os.path.relpath(folder)}, to look at: {PAGE_FILE}", highlight=False, soft_wrap=True)
+    said = f"artifact: {os.path.relpath(folder)}, to look at: {PAGE_FILE}"
+    console.print(said, highlight=False, markup=False, soft_wrap=True)
 
 
 def show_figures(console: Console, figures: list[Figure]) -> None:

@@ -366,6 +366,21 @@ def test_a_key_of_a_line_that_is_not_known_is_refused(
         assert answer["error"].startswith(said)
 
 
+def test_brackets_of_a_name_are_shown(pipeline: Pipeline, sudoku: Path, tmp_path: Path) -> None:
+    """They are no markup."""
+    artifact = tmp_path / "an [artifact]"
+    shutil.copytree(sudoku, artifact)
+    for arguments, said in [
+        (["verify", f"artifact={artifact}"], f"{artifact} is as"),
+        (["clean", f"cache={tmp_path}/[c]"], f"from {tmp_path}/[c],"),
+        (["bench", f"artifact={artifact}", "new_tokens=0", "lengths=[1]", "repeats=1"], "an [artifact], "),
+        (["evaluate", f"artifact={artifact}", "task=sudoku", "task.name=[t]", "n=1"], "[t], per prompt"),
+    ]:
+        code, out, _ = pipeline(*arguments)
+        assert code == 0
+        assert said in out, out
+
+
 WORDS = ["generation_config.json", "reference.safetensors", "unexpected_operators", "1.5094e+06", "FAILED"]
 
 

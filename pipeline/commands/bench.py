@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from pipeline.console import warn_out_of_bounds
 from pipeline.schema import BenchConfig
@@ -98,7 +99,7 @@ def _cut(config: BenchConfig, settings: Settings) -> str:
 def _show(console: Console, result: dict[str, Any]) -> None:
     settings, memory = result["settings"], result["memory"]
     threads = f"{result['threads']} thread{'s' * (result['threads'] > 1)}"
-    facts = table(f"{result['artifact']}, {threads}", "what", "value")
+    facts = table(escape(f"{result['artifact']}, {threads}"), "what", "value")
     facts.add_row("load", f"{_spread(result['load_seconds'])} s")
     for name, key in (("memory, loaded", "loaded"), ("memory, after all", "after")):
         facts.add_row(name, f"{mib(memory[key]['anonymous'])} anonymous, {mib(memory[key]['file'])} of files")

@@ -25,4 +25,5 @@ def clean(config: CleanConfig, console: Console) -> None:
             cache.rmdir()
     except OSError as error:
         raise OutputError(f"cache {cache} cannot be removed: {error.strerror or error}") from error
-    console.print(f"removed {len(folders)} quantized model(s) from {cache}, {mib(freed)}", highlight=False)
+    said = f"removed {len(folders)} quantized model(s) from {cache}, {mib(freed)}"
+    console.print(said, highlight=False, markup=False, soft_wrap=True)

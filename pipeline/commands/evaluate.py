@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pipeline.config import AUTO, load_task, names_of
@@ -116,7 +117,7 @@ def _score(task: str, cache: Cache, results: list[tuple[bool, Generation]]) -> S
 
 def _show(console: Console, scores: list[Score]) -> None:
     columns = ("cache", "solved", "95% interval", "prompts", "steps", "forward calls", "positions", "seconds")
-    listing = table(f"{scores[0].task}, per prompt" if scores else None, *columns)
+    listing = table(escape(f"{scores[0].task}, per prompt") if scores else None, *columns)
     for s in scores:
         listing.add_row(
             s.cache,

@@ -27,4 +27,4 @@ def sign(config: SignConfig, console: Console) -> None:
     if wrong:
         raise ValidationError(f"{folder} is not signed: out of bounds when it was made: {', '.join(wrong)}")
     write_json(folder / ENVELOPE_FILE, seal(provenance, key))
-    console.print(f"signed {folder} with key {key_id(key.public_key())}", highlight=False, soft_wrap=True)
+    console.print(f"signed {folder} with key {key_id(key.public_key())}", highlight=False, markup=False, soft_wrap=True)

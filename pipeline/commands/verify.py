@@ -27,4 +27,4 @@ def verify(config: VerifyConfig, console: Console) -> None:
             raise BadArtifactError(f"{folder / ENVELOPE_FILE}: no signature of key {key_id(key)}")
     check_whole(folder, manifest, provenance)
     said = f"signed with key {key_id(key)}" if key is not None else signed_by(signatures)
-    console.print(f"{folder} is as it was packaged, {said}", highlight=False, soft_wrap=True)
+    console.print(f"{folder} is as it was packaged, {said}", highlight=False, markup=False, soft_wrap=True)
