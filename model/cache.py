@@ -10,6 +10,11 @@ from torch import Tensor
 from model.config import DreamEdgeConfig
 
 
+def cache_shape(config: DreamEdgeConfig, batch_size: int, max_seq_len: int) -> tuple[int, int, int, int]:
+    """Of the keys of one layer, and of its values, in eager and in a program: [B, max_seq_len, kv heads, head_dim]."""
+    return batch_size, max_seq_len, config.num_key_value_heads, config.head_dim
+
+
 class StaticKVCache:
     """Keys and values of every layer by position, in buffers that never grow.
 
@@ -26,7 +31,7 @@ class StaticKVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (config.num_hidden_layers, batch_size, max_seq_len, config.num_key_value_heads, config.head_dim)
+        shape = (config.num_hidden_layers, *cache_shape(config, batch_size, max_seq_len))
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.valid = torch.zeros(batch_size, max_seq_len, dtype=torch.bool, device=device)

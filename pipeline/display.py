@@ -18,7 +18,8 @@ from rich.text import Text
 from report.tables import mib
 from runtime.errors import OutputError
 from runtime.memory import PeakAnonymous, peak_rss, reset_peak_rss
-from validation.progress import Report
+from validation.progress import Report as Report  # what a stage is given
+from validation.progress import silent as silent
 
 EVERY = 15.0  # seconds between two lines of a stage where there is no terminal
 SOON = 1.0  # seconds of a phase that say nothing of its pace yet

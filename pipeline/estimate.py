@@ -6,6 +6,7 @@ Constants are what was measured on Linux with the pinned versions (docs/memory.m
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from rich.console import Console
 from torch import nn
 
 from model import CheckpointError, ConfigError, DreamEdge, DreamEdgeConfig
+from model.cache import cache_shape
 from model.checkpoint_files import read_config, weight_files
 from pipeline.export import lengths
 from pipeline.schema import RunConfig
@@ -99,7 +101,7 @@ def of_sizes(
         output += _bytes(model.embed_tokens.weight, recipe.embedding, recipe.embedding.weight_bits)
         output -= stored(model.embed_tokens)
     largest = max(p.numel() for p in model.parameters()) * in_file
-    caches = 2 * L * S * config.num_key_value_heads * config.head_dim * itemsize
+    caches = 2 * L * math.prod(cache_shape(config, 1, S)) * itemsize
     arena = caches + 6 * S * D * itemsize + 4 * max_rows * V
     graph = PROCESS + L * (GRAPH + GRAPH_PER_WEIGHT * in_layer)
     # executorch holds the embedding, its copy, and some of a third while it lays out the program; the first is mapped

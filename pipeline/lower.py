@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.display import Report, silent
 from pipeline.export import Exported
 from pipeline.quantize import Quantized
 from recipes.lowering import lower_program
 from runtime.errors import RecipeError
-from validation.progress import Report, silent
 
 
 @dataclass(frozen=True)

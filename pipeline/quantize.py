@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 from safetensors import SafetensorError
 
+from pipeline.display import Report
 from pipeline.load import Loaded
 from recipes import packing, quantization, stored
 from recipes.options import Recipe
@@ -19,7 +20,6 @@ from recipes.quantization import QuantizationError
 from recipes.stored import Weights, open_stored, parts, store, untie
 from runtime.artifact import sha256
 from runtime.errors import OutputError, RecipeError
-from validation.progress import Report
 
 KEY_FILE = "made_of.json"
 MAKERS = (packing, quantization, stored)  # the code that decides the bytes

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import DreamEdge
+from model.cache import cache_shape
 from model.dream import DecoderLayer, RMSNorm, apply_rope, attend, rope_cos_sin
 from recipes.options import Attention, Backend
 
@@ -44,7 +45,7 @@ class StaticProgram(nn.Module):
         if attention is not Attention.aten:
             import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401 (registers torch.ops.llama)
         cache = CACHES[attention]
-        shape = (1, max_seq_len, config.num_key_value_heads, config.head_dim)
+        shape = cache_shape(config, 1, max_seq_len)
         self.caches = nn.ModuleList(cache(shape, dtype) for _ in range(config.num_hidden_layers))
         cos_1S1d, sin_1S1d = rope_cos_sin(config, torch.arange(max_seq_len)[None], dtype)
         self.register_buffer("cos_1S1d", cos_1S1d)

@@ -11,12 +11,12 @@ from typing import Any
 from runtime.errors import OutputError
 
 
-def finite(value: Any) -> Any:
+def json_numbers(value: Any) -> Any:
     """The same with None for each number that JSON has not, also inside lists and dictionaries."""
     if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
+        return {key: json_numbers(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
+        return [json_numbers(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

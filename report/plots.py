@@ -90,7 +90,7 @@ def agreement_plot(reports: dict[str, dict[str, Any]], by: str) -> Plot:
 
 
 def noise_plots(noise: dict[str, Any] | None) -> list[Plot]:
-    """Error by layer, and by matrix. noise: as `detail.noise` gives it."""
+    """Error by layer, and by matrix. noise: as `report_json.noise_of` gives it."""
     title, matrices_title = "Error of each layer", "Error of each matrix"
     if noise is None:
         return [Plot(title, Markup(), "None: the recipe leaves all weights and activations in float32.")]

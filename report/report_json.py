@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recipes.options import Dtype, Recipe
 from recipes.stored import Weights
-from report.files import finite
+from report.files import json_numbers
 from runtime.processor import machine
 from runtime.tokenizer import decode
 from validation.figures import kl_divergence, sqnr_db
@@ -80,8 +80,8 @@ def _calls(measured: Measured) -> list[dict[str, Any]]:
                 "kv_len": call.kv_len,
                 "rows": len(call.rows),
                 "seconds": replay.seconds[sequence.name][i],
-                "fidelity_db": finite(sqnr_db(asked.eager, replay.logits[sequence.name][i].vector)),
-                "tie_margin": finite(asked.tie_margin),
+                "fidelity_db": json_numbers(sqnr_db(asked.eager, replay.logits[sequence.name][i].vector)),
+                "tie_margin": json_numbers(asked.tie_margin),
             }
             listed.append(entry)
     return listed
@@ -104,7 +104,7 @@ def _differences(measured: Measured) -> dict[str, Any]:
         "counts": torch.histc(numbers, BINS, -limit, limit).long().tolist(),
         "median": size[len(size) // 2].item() if len(size) else None,
         "p95": size[int(0.95 * (len(size) - 1))].item() if len(size) else None,
-        "spread": finite(float32.std().item()),
+        "spread": json_numbers(float32.std().item()),
         "not_finite": len(difference) - len(numbers),
     }
 
@@ -133,7 +133,7 @@ def noise_of(
     if recipe.dtype is Dtype.float32 and recipe.linear is None and recipe.embedding is None:
         return None
     measured = quantization_noise(float32, quantized, sequences, within("noise", report), NOISE_TOKENS)
-    found: dict[str, Any] = finite(asdict(measured))
+    found: dict[str, Any] = json_numbers(asdict(measured))
     return found
 
 
@@ -177,7 +177,9 @@ def _grouped(x: Tensor, same: Tensor, kl: Tensor) -> list[dict[str, Any]]:
         mine = group == i
         if mine.any():
             entry = {"first": int(x[mine].min()), "last": int(x[mine].max()), "rows": int(mine.sum())}
-            groups.append(entry | {"same": same[mine].double().mean().item(), "kl": finite(kl[mine].mean().item())})
+            groups.append(
+                entry | {"same": same[mine].double().mean().item(), "kl": json_numbers(kl[mine].mean().item())}
+            )
     return groups
 
 

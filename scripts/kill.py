@@ -29,12 +29,11 @@ from rich.console import Console
 
 from evidence.integrity import as_it_stands, check_whole
 from pipeline import road
-from pipeline.display import Display
+from pipeline.display import Display, Report
 from pipeline.package import place
 from runtime.errors import BadArtifactError
 from tests.checkpoints import GOLDEN
 from tests.fuzz import config_of
-from validation.progress import Report
 
 PLACE, PLACE_SECONDS = "place", 0.01  # when two folders change places, and the old one is removed
 STAGES = ("load", "quantize", "export", "lower", "validate", "package", PLACE, "end")

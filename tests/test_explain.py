@@ -27,11 +27,11 @@ from runtime.program import MODEL_FILE
 from tests.checkpoints import BUNDLED, GOLDEN, ROOT, Build
 from tests.resealing import reseal
 from validation import eager, ties
-from validation.places import TraceError
 from validation.progress import silent
 from validation.quantization_noise import KINDS, quantization_noise
 from validation.reference import Sequence, load_reference
 from validation.trace import Trace, trace
+from validation.trace_places import TraceError
 from validation.wrong_layers import CAUSES, WrongLayers, compare_layers, find_wrong_layers
 
 Pipeline = Callable[..., tuple[int, str, str]]

@@ -32,10 +32,10 @@ from runtime.text import open_text_artifact
 from tests.checkpoints import BUNDLED, GOLDEN, ROOT
 from tests.resealing import reseal
 from validation.figures import Figure
-from validation.places import TraceError
 from validation.reference import ReferenceError, Sequence, load_reference
 from validation.replay import replay
 from validation.trace import trace
+from validation.trace_places import TraceError
 
 Pipeline = Callable[..., tuple[int, str, str]]
 TERABYTES = (2**42).to_bytes(8, "little")

@@ -34,7 +34,7 @@ from validation.figures import (
 from validation.format import read_format
 from validation.judge import bounds_of, expectations
 from validation.logits import Summary, digest, summarize
-from validation.recording import record
+from validation.recording import run_eager
 from validation.reference import Call, Expected, Reference, Sequence, load_reference, save_reference
 from validation.replay import Replay, replay
 from validation.settings import check_bounds
@@ -63,7 +63,7 @@ def against(case: Case, model: DreamEdge) -> set[str]:
     """The fidelity figures that fail when the program is held against this model in eager."""
     _, reference, replayed = case
     float32, _, _ = load_hf_model(GOLDEN / "gqa2")
-    again, _ = record(in_memory(model, Backend.xnnpack), in_memory(float32, Backend.xnnpack), reference.sequences)
+    again, _ = run_eager(in_memory(model, Backend.xnnpack), in_memory(float32, Backend.xnnpack), reference.sequences)
     # The margins of the right model: a wrong one must not choose its own examination.
     expected = tuple(
         tuple(dataclasses.replace(new, tie_margin=old.tie_margin) for new, old in zip(*pair, strict=True))

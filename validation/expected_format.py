@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
 from model import DreamEdge, DreamEdgeConfig
+from model.cache import cache_shape
 from model.dream import rope_cos_sin
 from recipes.options import Attention, Backend, LinearQuant, Recipe
 from recipes.packing import tensor_sha256
@@ -24,12 +26,13 @@ def expected_format(
         shapes = [(m.out_features, m.in_features) for m in DreamEdge(config).modules() if isinstance(m, nn.Linear)]
     D, S, d = config.hidden_size, max_seq_len, config.head_dim
     itemsize = getattr(torch, recipe.dtype.value).itemsize
-    caches = 2 * config.num_hidden_layers * S * config.num_key_value_heads * d * itemsize
+    layer_cache = 2 * math.prod(cache_shape(config, 1, S)) * itemsize
+    caches = config.num_hidden_layers * layer_cache
     # What lives at once between two delegates: x, q, k, v, the attention's output, positions; and the logits.
     activations = 6 * S * D * itemsize + 4 * max_rows * config.vocab_size
     if recipe.attention is Attention.delegated:
         # A delegate is given copies of the keys and values of one layer, while it makes those of the next.
-        activations += 4 * S * config.num_key_value_heads * d * itemsize
+        activations += 2 * layer_cache
     return ExpectedFormat(
         weight_types=tuple(recipe.weight_types),
         outside_ops=tuple(recipe.outside_ops),

@@ -67,7 +67,7 @@ def check_artifact(folder: Path, threads: int | None = None, report: Report = si
 def expectations(folder: Path, manifest: dict[str, Any]) -> tuple[dict[str, float], ExpectedFormat]:
     """What the manifest demands of the program."""
     try:
-        bounds = {name: finite(manifest["recipe"]["bounds"][name]) for name in BOUNDS}
+        bounds = {name: checked_number(manifest["recipe"]["bounds"][name]) for name in BOUNDS}
         expected = manifest["expected_format"]
         shapes = {
             key: tuple((int(rows), int(columns)) for rows, columns in expected[key])
@@ -79,15 +79,15 @@ def expectations(folder: Path, manifest: dict[str, Any]) -> tuple[dict[str, floa
             linear_shapes=shapes["linear_shapes"],
             helper_shapes=shapes["helper_shapes"],
             weights={str(name): [str(d) for d in digests] for name, digests in expected["weights"].items()},
-            bytes_per_weight=finite(expected["bytes_per_weight"]),
-            planned_memory=finite(expected["planned_memory"]),
+            bytes_per_weight=checked_number(expected["bytes_per_weight"]),
+            planned_memory=checked_number(expected["planned_memory"]),
             metadata=dict(expected["metadata"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ArtifactError(f"{folder / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}") from error
 
 
-def finite(value: Any) -> float:
+def checked_number(value: Any) -> float:
     """Raises `ValueError` for what is no number to compare with."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"a bound of {value!r}")

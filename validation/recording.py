@@ -75,7 +75,7 @@ def make_reference(
     config = float32.model.config
     contract = contract_sequences(prompts, config.mask_token_id, max_seq_len, max_rows)
     candidates = short_candidates(prompts)
-    expected, rounding = record(quantized, float32, (*whole, *contract, *candidates), report)
+    expected, rounding = run_eager(quantized, float32, (*whole, *contract, *candidates), report)
     n = len(whole) + len(contract)
     chosen = [*range(n), *(n + i for i in freest_of_ties(candidates, expected[n:]))]
     sequences = (*whole, *contract, *renumbered(candidates, [i - n for i in chosen[n:]]))
@@ -193,7 +193,7 @@ def renumbered(candidates: tuple[Sequence, ...], chosen: list[int]) -> list[Sequ
     return sequences
 
 
-def record(
+def run_eager(
     quantized: Weights, float32: Weights, sequences: tuple[Sequence, ...], report: Report = silent
 ) -> tuple[list[tuple[Expected, ...]], dict[int, list[float]]]:
     """(what eager gives for every call, by sequence the decibels between two orders of summation).

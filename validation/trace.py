@@ -25,8 +25,8 @@ from runtime.limits import end_if_call_hangs, end_if_loading_hangs, how_it_ended
 from runtime.program import executorch_folder, executorch_runtime, without_exporter
 from validation.child import run_child
 from validation.format import read_plan
-from validation.places import Place, Places, TraceError, find_places, recorded_values, sizes_at
 from validation.reference import Call, Sequence
+from validation.trace_places import Place, Places, TraceError, find_places, recorded_values, sizes_at
 
 BUFFER = 2**28  # bytes at most for what one run records; sequences that do not fit are left out
 MOST = 2**30  # bytes that any short sequence of a real network fits in

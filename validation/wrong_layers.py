@@ -18,11 +18,11 @@ from recipes.stored import Weights
 from runtime.program import ProgramError
 from validation.eager import embed, keys_and_values, n_tokens, run_head, run_layers
 from validation.figures import TIE_MARGIN, Figure, sqnr_db
-from validation.places import TraceError
 from validation.progress import Report, silent, within
 from validation.reference import Reference, Sequence
 from validation.ties import TieMargins
 from validation.trace import Trace, trace
+from validation.trace_places import TraceError
 
 SHORT = "short"  # sequences of a few tokens, chosen for being free of rounding ties: validation/recording.py
 SAME_DB = 10.0  # of keys or values: only the very layer comes so near, whatever else is wrong with it

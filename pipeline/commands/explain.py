@@ -16,7 +16,7 @@ from pipeline.load import load
 from pipeline.quantize import quantize
 from pipeline.schema import ExplainConfig
 from recipes.stored import Weights
-from report.files import check_output, finite, write_json, write_text
+from report.files import check_output, json_numbers, write_json, write_text
 from report.page import page, picture
 from report.plots import costliest, noise_plots
 from report.tables import table
@@ -75,16 +75,16 @@ def explain_artifact(config: ExplainConfig, display: Display) -> Explained:
 
 def _write(output: Path, explained: Explained) -> None:
     if output.suffix == ".json":
-        write_json(output, finite(asdict(explained)))
+        write_json(output, json_numbers(asdict(explained)))
     elif output.suffix == ".svg":
-        write_text(output, picture(noise_plots(finite(asdict(explained.quantization)))))
+        write_text(output, picture(noise_plots(json_numbers(asdict(explained.quantization)))))
     else:
         write_text(output, explain_page(explained))
 
 
 def explain_page(explained: Explained) -> str:
     """As HTML."""
-    noise = finite(asdict(explained.quantization))
+    noise = json_numbers(asdict(explained.quantization))
     return page(
         "explain.html.j2",
         explained=explained,
@@ -104,7 +104,7 @@ def show(console: Console, explained: Explained) -> None:
 
 
 def _tables(explained: Explained) -> list[Table]:
-    noise, located = explained.quantization, explained.program
+    noise, program_layers = explained.quantization, explained.program
     kinds = [kind.removesuffix("_proj") for kind in KINDS]
     recipe = escape(explained.recipe)
     quality = table(f"{recipe} against float32, decibels", "", "stream", "alone", "share", *kinds)
@@ -117,8 +117,8 @@ def _tables(explained: Explained) -> list[Table]:
     quality.add_row("lm_head", "", _db(noise.lm_head_db))
     quality.add_row("logits", _db(noise.logits_db))
     program = table(f"model.pte against {recipe} in eager, decibels", "", "keys", "values", "output", "", "calls")
-    program.add_row("embedding", "", "", _db(located.embedding_db))
-    for i, part in zip(located.order, located.layers, strict=True):
+    program.add_row("embedding", "", "", _db(program_layers.embedding_db))
+    for i, part in zip(program_layers.order, program_layers.layers, strict=True):
         verdict = "[bold red]WRONG[/]" if part.wrong else "[green]ok[/]"
         calls = "free of rounding ties" if part.is_exact else "all, none is free of rounding ties"
         program.add_row(f"layer {i}", _db(part.keys_db), _db(part.values_db), _db(part.output_db), verdict, calls)
@@ -132,7 +132,7 @@ def _cells(made: Table) -> tuple[list[str], list[list[str]]]:
 
 
 def _verdict(explained: Explained) -> str:
-    cost = costliest(finite(asdict(explained.quantization)))
+    cost = costliest(json_numbers(asdict(explained.quantization)))
     return f"{cost}; {explained.program.message or 'the program is what was meant, layer by layer'}"
 
 

@@ -50,7 +50,7 @@ def answer_prompt(config: GenerateConfig, err: Console) -> None:
         _say(view.plain() + "\n")
         raise
     _say(answer.text + "\n")
-    err.print(_took(answer.generation), style="dim")
+    err.print(_what_it_took(answer.generation), style="dim")
 
 
 def answer_lines(config: GenerateConfig, err: Console) -> None:
@@ -179,7 +179,7 @@ def _no_line_key(key: str) -> str:
     return f"no key {key!r} in a line{close or '; it has a prompt or messages'}"
 
 
-def _took(generation: Generation) -> str:
+def _what_it_took(generation: Generation) -> str:
     n = len(generation.answers[0])
     return (
         f"{n} tokens in {generation.seconds:.2f} s: {generation.tokens_per_second:.1f} tokens/s, "

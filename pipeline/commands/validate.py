@@ -26,7 +26,7 @@ from runtime.errors import BadArtifactError, InputError, OutputError, UsageError
 from runtime.program import MODEL_FILE, ProgramError
 from runtime.tokenizer import TOKENIZER_FILE, load_tokenizer
 from validation.figures import Figure
-from validation.judge import check_artifact, finite
+from validation.judge import check_artifact, checked_number
 from validation.progress import Report
 from validation.reference import ReferenceError
 from validation.settings import TaskConfig, ValidationConfig, check_bounds, check_settings
@@ -91,7 +91,7 @@ def _alone(
         raise BadArtifactError(f"{artifact}: no {TOKENIZER_FILE}, its task cannot be checked")
     recorded = manifest["solved"]
     share = share_solved(tokenizer, Path(task.checker), measured.reference.task, measured.replay.answers.tokens)
-    float32, drop = finite(recorded["float32"]), finite(manifest["recipe"]["bounds"]["solved_drop"])
+    float32, drop = checked_number(recorded["float32"]), checked_number(manifest["recipe"]["bounds"]["solved_drop"])
     solved = Solved(str(recorded["task"]), int(recorded["n"]), float32, share)
     return [*measured.figures, solved_figure(solved, drop)]
 
