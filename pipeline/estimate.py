@@ -26,6 +26,7 @@ from recipes.options import Attention, EmbeddingQuant, LinearQuant, Recipe
 from report.tables import mib, show, table
 from runtime.errors import InputError, OutputError, ResourceError
 from validation.eager import ROWS, TOKENS, VOCAB
+from validation.expected_format import largest_plan
 
 MIB = 2**20
 PROCESS = 385 * MIB  # Python, torch, torchao and executorch, imported
@@ -101,8 +102,7 @@ def of_sizes(
         output += _bytes(model.embed_tokens.weight, recipe.embedding, recipe.embedding.weight_bits)
         output -= stored(model.embed_tokens)
     largest = max(p.numel() for p in model.parameters()) * in_file
-    caches = 2 * L * math.prod(cache_shape(config, 1, S)) * itemsize
-    arena = caches + 6 * S * D * itemsize + 4 * max_rows * V
+    arena = largest_plan(config, recipe.attention, S, max_rows, itemsize)
     graph = PROCESS + L * (GRAPH + GRAPH_PER_WEIGHT * in_layer)
     # executorch holds the embedding, its copy, and some of a third while it lays out the program; the first is mapped
     # besides where it was quantized. Measured: 2.9 to 3.8 times at 28 layers of Dream-7B.

@@ -14,7 +14,7 @@ class Bounds:
     Quality, the .pte against the float32 model:
         kl_slack: nats by which its divergence may be above 1.25 times that of the quantized model in eager.
         solved_drop: points (0..100) by which the share of solved tasks may fall below the float32 model's.
-    planned_memory: how much the program may plan for, in multiples of the caches and one set of activations.
+    planned_memory: how much the program may plan for, in multiples of its caches and of what lies between delegates.
     """
 
     fidelity_db: float = 0.0

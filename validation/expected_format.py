@@ -26,13 +26,6 @@ def expected_format(
         shapes = [(m.out_features, m.in_features) for m in DreamEdge(config).modules() if isinstance(m, nn.Linear)]
     D, S, d = config.hidden_size, max_seq_len, config.head_dim
     itemsize = getattr(torch, recipe.dtype.value).itemsize
-    layer_cache = 2 * math.prod(cache_shape(config, 1, S)) * itemsize
-    caches = config.num_hidden_layers * layer_cache
-    # What lives at once between two delegates: x, q, k, v, the attention's output, positions; and the logits.
-    activations = 6 * S * D * itemsize + 4 * max_rows * config.vocab_size
-    if recipe.attention is Attention.delegated:
-        # A delegate is given copies of the keys and values of one layer, while it makes those of the next.
-        activations += 2 * layer_cache
     return ExpectedFormat(
         weight_types=tuple(recipe.weight_types),
         outside_ops=tuple(recipe.outside_ops),
@@ -40,9 +33,26 @@ def expected_format(
         helper_shapes=((1, D), (d, d)) if recipe.backend is Backend.xnnpack else (),
         weights=weights.digests | constant_digests(config, S, recipe),
         bytes_per_weight=ideal_bytes_per_weight(shapes, recipe.linear, itemsize),
-        planned_memory=recipe.bounds.planned_memory * (caches + activations),
+        planned_memory=recipe.bounds.planned_memory * largest_plan(config, recipe.attention, S, max_rows, itemsize),
         metadata=metadata,
     )
+
+
+def largest_plan(config: DreamEdgeConfig, attention: Attention, S: int, max_rows: int, itemsize: int) -> int:
+    """Bytes that a plan has room for at once: the caches, and the tensors between delegates where they are most."""
+    D = config.hidden_size
+    kv = config.num_key_value_heads * config.head_dim
+    caches = 2 * config.num_hidden_layers * S * kv * itemsize
+    logits = 4 * max_rows * config.vocab_size
+    if attention is Attention.delegated:
+        # All of a layer is in one delegate, but for what is written to the caches and what is read from them.
+        return caches + 4 * S * (D + kv) * itemsize + logits
+    mlp = 4 * S * config.intermediate_size * itemsize
+    if attention is Attention.custom_sdpa:
+        return caches + 6 * S * D * itemsize + max(mlp, logits)
+    # Caches are written as new tensors, and copied back at the end; scores are there before the softmax, in it, after.
+    scores = 3 * config.num_attention_heads * S * S * itemsize
+    return 2 * caches + 6 * S * D * itemsize + max(scores, mlp, logits)
 
 
 def constant_digests(config: DreamEdgeConfig, max_seq_len: int, recipe: Recipe) -> dict[str, list[str]]:

@@ -1,0 +1,65 @@
+"""The format figures hold for a right program of any shape and length: what is expected is worked out, not measured."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from model import DreamEdge, DreamEdgeConfig
+from pipeline.config import load_recipe
+from recipes.lowering import lower_program
+from recipes.quantization import quantize_model
+from recipes.static_program import StaticProgram, export_program, metadata
+from recipes.stored import in_memory
+from tests.checkpoints import GOLDEN, RECIPES
+from validation.expected_format import expected_format
+from validation.figures import program_format
+from validation.format import read_format
+
+HF = json.loads((GOLDEN / "gqa2" / "config.json").read_text())  # with the ids of its special tokens
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> DreamEdgeConfig:
+    heads, kv_heads = draw(st.sampled_from([(1, 1), (2, 1), (4, 4), (4, 2), (8, 1)]))
+    width = heads * draw(st.sampled_from([32, 64]))  # groups of 32 fit in
+    sizes = {
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "hidden_size": width,
+        "intermediate_size": 32 * draw(st.integers(1, 24)),
+        "num_hidden_layers": draw(st.integers(1, 2)),
+        "vocab_size": draw(st.sampled_from([320, 1000, 3001])),
+        "tie_word_embeddings": draw(st.booleans()),
+    }
+    return DreamEdgeConfig.from_hf(HF | sizes | {"max_position_embeddings": 4096})
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@settings(
+    max_examples=2, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+)
+@given(config=configs(), S=st.sampled_from([64, 256, 1024, 2048]))
+def test_a_right_program_of_any_size_is_within_bounds(recipe: str, config: DreamEdgeConfig, S: int) -> None:
+    blocks = load_recipe(recipe)
+    torch.manual_seed(0)
+    model = DreamEdge(config).eval().requires_grad_(False)
+    quantize_model(model, blocks.dtype, blocks.linear, blocks.embedding)
+    max_rows, methods = S // 2, metadata(model, S, S // 2, blocks.attention)
+    weights = in_memory(model, blocks.backend)
+    exported = export_program(StaticProgram(model, S, blocks.backend, blocks.attention), max_rows)
+    with tempfile.TemporaryDirectory() as folder:
+        pte = Path(folder) / "model.pte"
+        with pte.open("wb") as file:
+            lower_program(exported, blocks.backend, methods).write_to_file(file)
+        figures = program_format(read_format(pte), expected_format(weights, blocks, S, max_rows, methods))
+    assert [str(figure) for figure in figures if not figure.ok] == []
+    (planned,) = (figure for figure in figures if figure.name == "planned_memory")
+    assert planned.bound is not None
+    assert planned.value > 0.4 * planned.bound  # so that a plan of another size is seen
