@@ -1,7 +1,7 @@
 """Put faults into right programs and see what catches them; build right ones and see that nothing is raised.
 
 python -m scripts.faults catch OUTPUT.json [--only NAME ...]
-python -m scripts.faults alarms OUTPUT.json [--seeds N] [--workers N]
+python -m scripts.faults alarms OUTPUT.json [--seeds N]
 
 docs/faults.md shows the figures.
 """
@@ -13,13 +13,18 @@ import contextlib
 import io
 import json
 import logging
+import os
+import random
 import re
+import shutil
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +40,33 @@ from tests.faults.table import FAULTS, Fault
 
 SHAPE = ROOT / "conf" / "shape" / "tiny.yaml"
 FIDELITY = ("fidelity_db", "fidelity_exact_db")
+# What right programs are made of, in turn: prompts are random tokens, others for each seed.
+CHECKPOINTS = (
+    "assets/dream_sudoku",
+    "random",
+    "random",
+    "tests/golden/mha-tied",
+    "random",
+    "tests/golden/mqa4-sharded",
+)
+LENGTHS = (64, 128, 256, 16)
+KERNELS: tuple[dict[str, str], ...] = (
+    {},
+    {"OPENBLAS_CORETYPE": "Haswell", "ATEN_CPU_CAPABILITY": "avx2"},
+    {"OPENBLAS_CORETYPE": "Nehalem", "ATEN_CPU_CAPABILITY": "default"},
+    {"OMP_NUM_THREADS": "1"},
+    {"OMP_NUM_THREADS": "3"},
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("what", choices=("catch", "alarms"), help="wrong programs, or right ones")
+    parser.add_argument(
+        "what", choices=("catch", "alarms", "right"), help="wrong programs, or right ones; those of a seed"
+    )
     parser.add_argument("output", type=Path, help="a JSON file for the figures")
     parser.add_argument("--only", nargs="*", default=[], help="faults, or groups of them; all by default")
-    parser.add_argument("--seeds", type=int, default=20, help="checkpoints that right programs are made of")
-    parser.add_argument("--workers", type=int, default=1, help="processes that make right programs")
+    parser.add_argument("--seeds", type=int, default=34, help="checkpoints that right programs are made of")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
@@ -51,8 +74,10 @@ def main() -> None:
         if args.what == "catch":
             chosen = [fault for fault in FAULTS if not args.only or {fault.name, fault.group} & set(args.only)]
             catch(chosen, Path(folder), args.output)
+        elif args.what == "alarms":
+            alarms(range(args.seeds), Path(folder), args.output)
         else:
-            alarms(range(args.seeds), args.workers, Path(folder), args.output)
+            right_programs(args.seeds, Path(folder), args.output)
 
 
 def catch(faults: list[Fault], folder: Path, output: Path) -> None:
@@ -85,32 +110,63 @@ def is_caught(fault: Fault, one: dict[str, Any]) -> bool:
     return fault.check in one["checks"] and re.search(fault.says, one["says"]) is not None
 
 
-def alarms(seeds: Iterable[int], workers: int, folder: Path, output: Path) -> None:
-    """Every recipe for each seed, by `python -m pipeline run`. Writes after each seed."""
+def alarms(seeds: Iterable[int], folder: Path, output: Path) -> None:
+    """Every recipe for each seed, by `python -m pipeline run`. Writes after each seed.
+
+    Eager computes with the kernels of another processor from one seed to the next, each in a process of its own.
+    """
     runs: list[dict[str, Any]] = []
     started = time.monotonic()
-    with ProcessPoolExecutor(workers) as pool:
-        jobs = [pool.submit(_runs_of, seed, folder) for seed in seeds]
-        for job in track(jobs, "checkpoints", transient=True):
-            runs += job.result()
-            result = {"seconds": round(time.monotonic() - started), "workers": workers, "runs": runs}
-            output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    chosen = list(seeds)
+    for seed in track(chosen, "checkpoints", transient=True):
+        environment = os.environ | KERNELS[seed % len(KERNELS)]
+        command = [sys.executable, "-m", "scripts.faults", "right", str(folder / "runs.json"), "--seeds", str(seed)]
+        subprocess.run(command, env=environment, cwd=ROOT, check=True)
+        runs += json.loads((folder / "runs.json").read_text())
+        result = {"seconds": round(time.monotonic() - started), "runs": runs}
+        output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _runs_of(seed: int, folder: Path) -> list[dict[str, Any]]:
-    checkpoint = folder / f"seed-{seed}"
-    write_checkpoint(read_shape(SHAPE), checkpoint, seed)
+def right_programs(seed: int, folder: Path, output: Path) -> None:
+    """Of one checkpoint, with every recipe."""
+    checkpoint = _checkpoint(seed, folder)
+    length = LENGTHS[seed // len(CHECKPOINTS) % len(LENGTHS)]
     runs: list[dict[str, Any]] = []
     for recipe in sorted(names_of("recipe")):
         artifact = folder / f"{seed}-{recipe}"
-        paths = [f"checkpoint={checkpoint}", f"output={artifact}", f"cache={folder / f'cache-{seed}'}"]
-        code, said = _quiet(["run", f"recipe={recipe}", *paths])
-        figures: dict[str, float] = {}
+        paths = [f"checkpoint={checkpoint}", f"output={artifact}", f"cache={folder / 'cache'}"]
+        settings = ["task=none", f"export.max_seq_len={length}", f"validation.seed={seed}"]
+        code, said = _quiet(["run", f"recipe={recipe}", *paths, *settings])
+        run = {"seed": seed, "checkpoint": checkpoint.name, "positions": length, "recipe": recipe, "exit_code": code}
+        figures, eager = {}, {}
         if code == 0:
             manifest = json.loads((artifact / MANIFEST_FILE).read_text())
             figures = {f["name"]: f["value"] for f in manifest["figures"] if f["name"] in FIDELITY}
-        runs.append({"seed": seed, "recipe": recipe, "exit_code": code, "says": said, "figures": figures})
-    return runs
+            eager = manifest["eager"]
+        runs.append(run | {"says": said, "figures": figures, "eager": eager})
+        shutil.rmtree(artifact, ignore_errors=True)
+    output.write_text(json.dumps(runs), encoding="utf-8")
+
+
+def _checkpoint(seed: int, folder: Path) -> Path:
+    """The trained one, one of the golden, or random weights of a shape that is drawn."""
+    kind = CHECKPOINTS[seed % len(CHECKPOINTS)]
+    if kind != "random":
+        return ROOT / kind
+    draw = random.Random(seed)
+    heads, kv_heads = draw.choice([(2, 1), (4, 4), (4, 2), (8, 1), (1, 1)])
+    shape = replace(
+        read_shape(SHAPE),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        hidden_size=heads * draw.choice([32, 64]),
+        intermediate_size=32 * draw.randint(1, 24),
+        num_hidden_layers=draw.randint(1, 4),
+        max_position_embeddings=max(LENGTHS),
+        tie_word_embeddings=draw.random() < 0.5,
+    )
+    write_checkpoint(shape, folder / f"random-{seed}", seed)
+    return folder / f"random-{seed}"
 
 
 def _quiet(command: list[str]) -> tuple[int, str]:

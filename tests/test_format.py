@@ -62,4 +62,4 @@ def test_a_right_program_of_any_size_is_within_bounds(recipe: str, config: Dream
     assert [str(figure) for figure in figures if not figure.ok] == []
     (planned,) = (figure for figure in figures if figure.name == "planned_memory")
     assert planned.bound is not None
-    assert planned.value > 0.4 * planned.bound  # so that a plan of another size is seen
+    assert planned.value > 0.25 * planned.bound  # so that a plan of another size is seen
