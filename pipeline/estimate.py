@@ -6,7 +6,6 @@ Constants are what was measured on Linux with the pinned versions (docs/memory.m
 
 from __future__ import annotations
 
-import math
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
@@ -18,7 +17,6 @@ from rich.console import Console
 from torch import nn
 
 from model import CheckpointError, ConfigError, DreamEdge, DreamEdgeConfig
-from model.cache import cache_shape
 from model.checkpoint_files import read_config, weight_files
 from pipeline.export import lengths
 from pipeline.schema import RunConfig

@@ -44,7 +44,7 @@ def largest_plan(config: DreamEdgeConfig, attention: Attention, S: int, max_rows
     How well the planner packs them is no formula: this is what 60 drawn shapes stayed below (tests/test_format.py).
     """
     kv = config.num_key_value_heads * config.head_dim
-    caches = 2 * config.num_hidden_layers * S * kv * itemsize
+    caches = 2 * config.num_hidden_layers * math.prod(cache_shape(config, 1, S)) * itemsize
     stream = S * (config.hidden_size + kv) * itemsize
     logits = 4 * max_rows * config.vocab_size
     if attention is Attention.delegated:
