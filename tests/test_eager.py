@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from pipeline.config import load_recipe
 from recipes.quantization import quantize_model
 from recipes.stored import open_stored, store
 from runtime.processor import native_float16
-from tests.checkpoints import GOLDEN
+from tests.checkpoints import GOLDEN, ROOT
 from validation import eager, products
 from validation.eager import run_by_layer
 from validation.figures import kl_divergence, sqnr_db
@@ -98,3 +101,9 @@ def test_one_changed_logit_changes_sketch_and_digest() -> None:
     assert sqnr_db(summarize(logits).vector, summarize(changed).vector) < 60
     assert digest(logits) != digest(changed)
     assert digest(logits) == digest(logits.clone())
+
+
+def test_the_kernels_are_numpys_whoever_else_has_a_blas() -> None:
+    code = "import scipy.linalg, json; from validation.products import kernels; print(json.dumps(kernels()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == products.kernels()
