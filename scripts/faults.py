@@ -66,7 +66,10 @@ def main() -> None:
     )
     parser.add_argument("output", type=Path, help="a JSON file for the figures")
     parser.add_argument("--only", nargs="*", default=[], help="faults, or groups of them; all by default")
-    parser.add_argument("--seeds", type=int, default=34, help="checkpoints that right programs are made of")
+    parser.add_argument(
+        "--seeds", type=int, default=34, help="checkpoints that right programs are made of; of `right`, which"
+    )
+    parser.add_argument("--first", type=int, default=0, help="seed")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
@@ -75,7 +78,7 @@ def main() -> None:
             chosen = [fault for fault in FAULTS if not args.only or {fault.name, fault.group} & set(args.only)]
             catch(chosen, Path(folder), args.output)
         elif args.what == "alarms":
-            alarms(range(args.seeds), Path(folder), args.output)
+            alarms(range(args.first, args.seeds), Path(folder), args.output)
         else:
             right_programs(args.seeds, Path(folder), args.output)
 
@@ -111,19 +114,21 @@ def is_caught(fault: Fault, one: dict[str, Any]) -> bool:
 
 
 def alarms(seeds: Iterable[int], folder: Path, output: Path) -> None:
-    """Every recipe for each seed, by `python -m pipeline run`. Writes after each seed.
+    """Every recipe for each seed, by `python -m pipeline run`. Writes after each seed; those in `output` are kept.
 
     Eager computes with the kernels of another processor from one seed to the next, each in a process of its own.
     """
-    runs: list[dict[str, Any]] = []
     started = time.monotonic()
-    chosen = list(seeds)
+    before = json.loads(output.read_text()) if output.is_file() else {"seconds": 0, "runs": []}
+    runs: list[dict[str, Any]] = before["runs"]
+    chosen = [seed for seed in seeds if seed not in {run["seed"] for run in runs}]
     for seed in track(chosen, "checkpoints", transient=True):
         environment = os.environ | KERNELS[seed % len(KERNELS)]
         command = [sys.executable, "-m", "scripts.faults", "right", str(folder / "runs.json"), "--seeds", str(seed)]
         subprocess.run(command, env=environment, cwd=ROOT, check=True)
         runs += json.loads((folder / "runs.json").read_text())
-        result = {"seconds": round(time.monotonic() - started), "runs": runs}
+        seconds = before["seconds"] + round(time.monotonic() - started)
+        result = {"seconds": seconds, "runs": sorted(runs, key=lambda run: (run["seed"], run["recipe"]))}
         output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

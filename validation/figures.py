@@ -19,8 +19,9 @@ from validation.replay import Replay
 # and XNNPACK differ there by float32 rounding alone. See docs/validation.md.
 TIE_MARGIN = 1e-4
 IDENTICAL_DB = 200.0  # stands for "no difference at all"
-# What a device's rounding may add to eager's own: twice the noise. Measured worst: 4.5 dB (docs/validation.md).
-ROUNDING_DB = 6.0
+# A program also has other roots and exponentials than eager, and attends in another order: its noise may be four times
+# that of the order of products alone. Measured: up to 8 dB (docs/validation.md).
+ROUNDING_DB = 12.0
 # The divergence of the program may be so much more than that of the quantized model in eager, which ties account for.
 DIVERGENCE = 1.25
 
