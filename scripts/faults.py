@@ -119,7 +119,7 @@ def alarms(seeds: Iterable[int], folder: Path, output: Path) -> None:
     Eager computes with the kernels of another processor from one seed to the next, each in a process of its own.
     """
     started = time.monotonic()
-    before = json.loads(output.read_text()) if output.is_file() else {"seconds": 0, "runs": []}
+    before: dict[str, Any] = json.loads(output.read_text()) if output.is_file() else {"seconds": 0, "runs": []}
     runs: list[dict[str, Any]] = before["runs"]
     chosen = [seed for seed in seeds if seed not in {run["seed"] for run in runs}]
     for seed in track(chosen, "checkpoints", transient=True):
