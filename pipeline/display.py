@@ -15,7 +15,7 @@ from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextCol
 from rich.table import Column
 from rich.text import Text
 
-from report.tables import mib
+from report.terminal import mib
 from runtime.errors import OutputError
 from runtime.memory import PeakAnonymous, peak_rss, reset_peak_rss
 from validation.progress import Report as Report  # what a stage is given

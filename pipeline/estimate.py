@@ -21,7 +21,7 @@ from model.checkpoint_files import read_config, weight_files
 from pipeline.export import lengths
 from pipeline.schema import RunConfig
 from recipes.options import Attention, EmbeddingQuant, LinearQuant, Recipe
-from report.tables import mib, show, table
+from report.terminal import mib, show, table
 from runtime.errors import InputError, OutputError, ResourceError
 from validation.eager import ROWS, TOKENS, VOCAB
 from validation.expected_format import largest_plan

@@ -6,7 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from report.files import write_text
-from report.tables import bound_text
+from report.terminal import bound_text
 from runtime.errors import PipelineError, one_line
 from validation.figures import Figure
 

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from report.chart import Axis, Bar, Series, bars, chart, number, tints
-from report.tables import mib
+from report.terminal import mib
 from validation.figures import TIE_MARGIN
 
 PARTS = {

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from report.page import PAGE_FILE
-from report.tables import bound_text, mib, show, table, verdict_text
+from report.terminal import bound_text, mib, show, table, verdict_text
 from runtime.errors import ValidationError, one_line
 from validation.figures import Figure
 from validation.judge import Validated

@@ -24,7 +24,7 @@ from recipes.lowering import lower_program
 from recipes.options import Attention, Backend, Dtype, EmbeddingQuant, LinearQuant
 from recipes.quantization import quantize_model
 from recipes.static_program import StaticProgram, export_program, metadata
-from report.tables import table
+from report.terminal import table
 from runtime.program import Program
 from scripts.make_checkpoint import draw, read_shape, seed_of
 

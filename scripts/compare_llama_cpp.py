@@ -26,7 +26,7 @@ from rich.console import Console
 
 from model import DreamEdgeConfig
 from report.files import write_json
-from report.tables import table
+from report.terminal import table
 from runtime.artifact import load_manifest
 from runtime.processor import machine
 from runtime.program import Program

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import load_recipe, names_of
 from pipeline.console import err, out
 from runtime.errors import PipelineError
 
 
 def _run(config: Any) -> None:
-    from pipeline.display import Display
-    from pipeline.road import run
-    from report.summary import show_run
+    from pipeline.commands.run import run
 
-    console = out()
-    display = Display(console)
-    with display.live():
-        packaged, validated = run(config, display)
-    show_run(console, packaged.folder, packaged.manifest, validated, [asdict(stage) for stage in display.stages])
+    run(config, out())
 
 
 def _check_threads(config: Any) -> None:
@@ -121,12 +113,9 @@ def _clean(config: Any) -> None:
 
 
 def list_recipes() -> int:
-    from report.tables import show, table
+    from pipeline.commands.recipes import recipes
 
-    listing = table(None, "recipe", "what it makes")
-    for name in names_of("recipe"):
-        listing.add_row(name, load_recipe(name).description)
-    show(out(), listing)
+    recipes(out())
     return 0
 
 

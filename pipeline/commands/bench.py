@@ -11,7 +11,7 @@ from rich.markup import escape
 from pipeline.console import warn_out_of_bounds
 from pipeline.schema import BenchConfig
 from report.files import check_output, write_json
-from report.tables import mib, show, table
+from report.terminal import mib, show, table
 from runtime.artifact import MANIFEST_FILE, ArtifactError, load_manifest
 from runtime.errors import BadArtifactError, UsageError
 from runtime.processor import machine

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pipeline.quantize import is_kept
 from pipeline.schema import CleanConfig
-from report.tables import mib
+from report.terminal import mib
 from runtime.errors import OutputError
 
 

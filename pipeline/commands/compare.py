@@ -15,7 +15,7 @@ from rich.text import Text
 from pipeline.schema import CompareConfig
 from report.comparison import Comparison, as_json, cell_text, compare_page, compared_artifacts, refusing
 from report.files import check_output, write_text
-from report.tables import table
+from report.terminal import table
 
 
 def compare(config: CompareConfig, console: Console) -> None:

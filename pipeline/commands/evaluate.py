@@ -14,7 +14,7 @@ from pipeline.config import AUTO, load_task, names_of
 from pipeline.console import warn_out_of_bounds
 from pipeline.schema import Cache, EvaluateConfig, decoding_options
 from report.files import check_output, write_json
-from report.tables import show, table
+from report.terminal import show, table
 from runtime.artifact import ArtifactError, load_manifest
 from runtime.errors import BadArtifactError, UsageError
 from runtime.generation import Generation

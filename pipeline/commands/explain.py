@@ -19,7 +19,7 @@ from recipes.stored import Weights
 from report.files import check_output, json_numbers, write_json, write_text
 from report.page import page, picture
 from report.plots import costliest, noise_plots
-from report.tables import table
+from report.terminal import table
 from runtime.artifact import REFERENCE_FILE, ArtifactError, read_manifest
 from runtime.errors import BadArtifactError, InputError, OutputError, UsageError, ValidationError
 from runtime.program import MODEL_FILE, ProgramError

@@ -19,7 +19,7 @@ from pipeline.config import nearest
 from pipeline.console import warn_out_of_bounds
 from pipeline.schema import DecodingConfig, GenerateConfig, decoding_options
 from pipeline.streams import shows_all
-from report.tables import mib
+from report.terminal import mib
 from runtime.chat import chat_template, render_chat
 from runtime.errors import UsageError
 from runtime.generation import Generation

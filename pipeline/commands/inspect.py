@@ -14,7 +14,7 @@ from rich.text import Text
 from evidence.integrity import as_it_stands, check_signatures, check_whole, signed_by
 from pipeline.schema import InspectConfig
 from report.page import REPORT_FILE
-from report.tables import bound_text, least_width, mib, show, table, verdict_text
+from report.terminal import bound_text, least_width, mib, show, table, verdict_text
 from runtime.artifact import MANIFEST_FILE, ArtifactError, files_of, read_small
 from runtime.errors import BadArtifactError
 from validation.figures import Figure
