@@ -382,7 +382,7 @@ def test_damaged_artifacts(refused: Callable[..., str], artifact: Path, tmp_path
     manifest_file.write_text("[" * 100_000)
     assert "not a manifest" in validate()
     for bound in (True, "1", float("inf"), 10**400, None):
-        recipe = manifest["recipe"] | {"bounds": manifest["recipe"]["bounds"] | {"cosine": bound}}
+        recipe = manifest["recipe"] | {"bounds": manifest["recipe"]["bounds"] | {"kl_slack": bound}}
         manifest_file.write_text(json.dumps(manifest | {"recipe": recipe}))
         reseal(artifact)
         assert "not a manifest" in validate()

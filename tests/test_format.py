@@ -17,7 +17,7 @@ from recipes.lowering import lower_program
 from recipes.quantization import quantize_model
 from recipes.static_program import StaticProgram, export_program, metadata
 from recipes.stored import in_memory
-from tests.checkpoints import GOLDEN, RECIPES
+from tests.checkpoints import GOLDEN
 from validation.expected_format import expected_format
 from validation.figures import program_format
 from validation.format import read_format
@@ -41,7 +41,8 @@ def configs(draw: st.DrawFn) -> DreamEdgeConfig:
     return DreamEdgeConfig.from_hf(HF | sizes | {"max_position_embeddings": 4096})
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+# int8 and int4_fast differ from int4 in their weights alone; scripts/faults.py builds all of them in many sizes.
+@pytest.mark.parametrize("recipe", ["fp32_xnnpack", "int4_xnnpack", "fp16_xnnpack", "fp32_portable"])
 @settings(
     max_examples=2, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
 )

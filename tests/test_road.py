@@ -133,7 +133,7 @@ def test_harness_needs_only_the_runtime(build: Build, tmp_path: Path) -> None:
 
 def test_harness_fails_on_a_changed_artifact(artifact: Path) -> None:
     manifest = json.loads((artifact / "manifest.json").read_text())
-    manifest["recipe"]["bounds"]["fidelity_db"] = 190  # more than float32 can reach
+    manifest["expected_format"]["planned_memory"] = 1000  # bytes, less than its caches take
     (artifact / "manifest.json").write_text(json.dumps(manifest))
     reseal(artifact)
     command = [
@@ -149,5 +149,5 @@ def test_harness_fails_on_a_changed_artifact(artifact: Path) -> None:
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "fidelity_db is" in done.stdout
-    assert "must be at least 190" in done.stdout
+    assert "planned_memory is" in done.stdout
+    assert "must be at most 1000" in done.stdout
