@@ -29,8 +29,12 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         np.matmul(x_ND, weight[rows].detach().numpy().T, out=out_NM[:, rows])
 
     slices = [slice(start, start + SLICE) for start in range(0, len(weight), SLICE)]
-    with blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        list(threads.map(fill, slices))
+    with blas().limit(limits=1, user_api="blas"):
+        if len(slices) == 1:  # threads would take longer to begin
+            fill(slices[0])
+        else:
+            with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+                list(threads.map(fill, slices))
     out = torch.from_numpy(out_NM).view(*x.shape[:-1], len(weight))
     return out if bias is None else out.add_(bias)
 
