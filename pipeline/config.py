@@ -1,4 +1,4 @@
-"""The typed schema of the configuration, and what is said when a key or value is not of it."""
+"""Where the configuration lies, how it is read, and what is said when a key or value is not of `pipeline/schema.py`."""
 
 from __future__ import annotations
 

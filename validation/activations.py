@@ -15,9 +15,12 @@ ACTIVATIONS = 2**18  # that are quantized at once: temporaries beyond a processo
 
 
 class ActivationQuantization:
-    """What torchao's quantized linear does to its input. Its weight is dequantized already."""
+    """What torchao's quantized linear does to its input. Its weight is dequantized already.
 
-    def __init__(self, ties: TieMargins) -> None:
+    ties: is told what is quantized; None where nobody asks.
+    """
+
+    def __init__(self, ties: TieMargins | None) -> None:
         self.ties = ties
         self.seen = 0  # tokens so far: they come in order, some at a time
 
@@ -26,7 +29,8 @@ class ActivationQuantization:
         quantized_1ND = torch.empty_like(x_1ND)
         for tokens in torch.arange(x_1ND.shape[1]).split(max(1, ACTIVATIONS // x_1ND.shape[2])):
             part = slice(int(tokens[0]), int(tokens[-1]) + 1)
-            self.ties.note(x_1ND[0, part], self.seen + tokens)
+            if self.ties is not None:
+                self.ties.note(x_1ND[0, part], self.seen + tokens)
             quantized_1ND[:, part] = quantized_activations(x_1ND[:, part])
         self.seen += x_1ND.shape[1]
         return (quantized_1ND,)

@@ -70,9 +70,8 @@ def run_by_layer(
     last = deque(run_layers(weights, sequences, dtype, ties, report, multiply=product, twin=twin), maxlen=1).pop()
     run_head(weights, sequences, last.x_1ND, take, dtype, ties, report)
     if twin is not None and twin.x_1ND is not None:
-        unheard = TieMargins(n_tokens(twin.sequences))
         again = within("in another order", report)
-        run_head(weights, twin.sequences, twin.x_1ND, twin.take, dtype, unheard, again, product_in_halves)
+        run_head(weights, twin.sequences, twin.x_1ND, twin.take, dtype, None, again, product_in_halves)
     return ties.by_call(sequences)
 
 
@@ -81,7 +80,7 @@ def run_layers(
     weights: Weights,
     sequences: tuple[Sequence, ...],
     dtype: torch.dtype | None,
-    ties: TieMargins,
+    ties: TieMargins | None,
     report: Report = silent,
     given: Callable[[int], Tensor | None] = lambda _: None,
     watch: Watch | None = None,
@@ -94,12 +93,14 @@ def run_layers(
     given: what the i-th to run is given, [1, N, D], in place of what the one before it gave. watch: sees each linear
     layer's name, the layer, and what goes into it. order: which layers to run; None for the model's own.
     multiply: what the linear layers compute; with `product` a token's bits depend on how many others go with it.
+    ties: None where nobody asks.
     """
     config = weights.model.config
     x_1ND = embed(weights, sequences, dtype)
+    rotate = _rotation(config, sequences, x_1ND.dtype)
     if twin is not None:
         twin.x_1ND = embed(weights, twin.sequences, dtype)
-        unheard = TieMargins(n_tokens(twin.sequences))
+        rotate_twin = _rotation(config, twin.sequences, x_1ND.dtype)
     for step, i in enumerate(range(config.num_hidden_layers) if order is None else order):
         report("layers", step, config.num_hidden_layers if order is None else len(order))
         instead_1ND = given(step)
@@ -107,20 +108,24 @@ def run_layers(
         name = f"layers.{i}"
         floats = _floats_of_layer(config, weights, name, dtype)
         layer = _layer(config, weights, name, floats, ties, watch, multiply)
-        x_1ND, k_1NGd, v_1NGd = _through(layer, config, sequences, x_1ND)
+        x_1ND, k_1NGd, v_1NGd = _through(layer, rotate, sequences, x_1ND)
         if twin is not None and twin.x_1ND is not None:
-            layer = _layer(config, weights, name, floats, unheard, None, product_in_halves)
-            twin.x_1ND, *_ = _through(layer, config, twin.sequences, twin.x_1ND)
+            layer = _layer(config, weights, name, floats, None, None, product_in_halves)
+            twin.x_1ND, *_ = _through(layer, rotate_twin, twin.sequences, twin.x_1ND)
         del layer, floats  # before the next one takes as much
         weights.release(f"{name}.")
         yield LayerRun(x_1ND, k_1NGd, v_1NGd)
 
 
+def _rotation(config: DreamEdgeConfig, sequences: tuple[Sequence, ...], dtype: torch.dtype) -> Callable[..., Tensor]:
+    """Of queries and keys of all N tokens, the same in each layer."""
+    return partial(apply_rope, *rope_cos_sin(config, _positions(sequences), dtype))
+
+
 def _through(
-    layer: DecoderLayer, config: DreamEdgeConfig, sequences: tuple[Sequence, ...], x_1ND: Tensor
+    layer: DecoderLayer, rotate: Callable[..., Tensor], sequences: tuple[Sequence, ...], x_1ND: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(stream after the layer, keys, values)"""
-    rotate = partial(apply_rope, *rope_cos_sin(config, _positions(sequences), x_1ND.dtype))
     kept: list[Tensor] = []
     x_1ND = x_1ND + layer.self_attn(layer.input_layernorm(x_1ND), rotate, partial(_attend_calls, sequences, kept))
     mlp = (part + layer.mlp(layer.post_attention_layernorm(part)) for part in x_1ND.split(TOKENS, dim=1))
@@ -145,7 +150,7 @@ def keys_and_values(weights: Weights, i: int, sequence: Sequence, x_RND: Tensor)
 
     k_RNGd, v_RNGd = (project(f"{path}.self_attn.{kind}") for kind in ("k_proj", "v_proj"))
     weights.release(f"{path}.")
-    return apply_rope(*rope_cos_sin(config, _positions((sequence,)), k_RNGd.dtype), k_RNGd), v_RNGd
+    return _rotation(config, (sequence,), k_RNGd.dtype)(k_RNGd), v_RNGd
 
 
 @torch.no_grad()
@@ -176,17 +181,18 @@ def run_head(
     x_1ND: Tensor,
     take: Take,
     dtype: torch.dtype | None,
-    ties: TieMargins,
+    ties: TieMargins | None,
     report: Report = silent,
-    multiply: Multiply | None = None,
+    multiply: Multiply = product,
 ) -> None:
-    """The norm and the output layer, over what the last layer gave. multiply: `product` if none is given."""
+    """The norm and the output layer, over what the last layer gave."""
     x_RD, rows_R = normed_rows(weights, sequences, x_1ND, dtype)
     if quantizes_activations(weights, "lm_head.weight"):
-        for part in torch.arange(len(x_RD)).split(max(1, ACTIVATIONS // x_RD.shape[1])):
-            ties.note(x_RD[part], rows_R[part])
+        if ties is not None:
+            for part in torch.arange(len(x_RD)).split(max(1, ACTIVATIONS // x_RD.shape[1])):
+                ties.note(x_RD[part], rows_R[part])
         x_RD = quantized_activations(x_RD)
-    _take_logits(weights, sequences, x_RD, take, report, multiply or product)
+    _take_logits(weights, sequences, x_RD, take, report, multiply)
 
 
 def _positions(sequences: tuple[Sequence, ...]) -> Tensor:
@@ -212,7 +218,7 @@ def _layer(
     weights: Weights,
     prefix: str,
     floats: dict[str, nn.Parameter],
-    ties: TieMargins,
+    ties: TieMargins | None,
     watch: Watch | None,
     multiply: Multiply,
 ) -> DecoderLayer:

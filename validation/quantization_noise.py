@@ -21,7 +21,6 @@ from validation.eager import (
 from validation.figures import IDENTICAL_DB, sqnr_db
 from validation.progress import Report
 from validation.reference import Sequence
-from validation.ties import TieMargins
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TOKENS = 512  # of whole sequences, that noise is measured over
@@ -107,7 +106,6 @@ def quantization_noise(
     Both models go through their layers side by side, each with the floats of one layer in memory only while it runs.
     """
     sequences = _first(tuple(sequence for sequence in sequences if sequence.name.startswith("whole")), tokens)
-    ties = TieMargins(2 * n_tokens(sequences))
     watch = MatrixNoise(quantized)
     exact_1ND, stream_1ND = embed(float32, sequences, torch.float32), embed(quantized, sequences, None)
     embedding_db = sqnr_db(exact_1ND, stream_1ND)
@@ -116,8 +114,8 @@ def quantization_noise(
         """Of the quantized layer: what the one before it gave, and what float32's gave."""
         return torch.cat([stream_1ND, exact_1ND.to(stream_1ND.dtype)], dim=1)
 
-    floats = run_layers(float32, sequences, torch.float32, ties, report, watch=watch.note)
-    twice = run_layers(quantized, (*sequences, *sequences), None, ties, given=both, watch=watch.compare)
+    floats = run_layers(float32, sequences, torch.float32, None, report, watch=watch.note)
+    twice = run_layers(quantized, (*sequences, *sequences), None, None, given=both, watch=watch.compare)
     decibels = []
     for exact in floats:
         stream_1ND, alone_1ND = next(twice).x_1ND.chunk(2, dim=1)
