@@ -33,7 +33,7 @@ from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE, REFERENCE_FILE, fil
 from runtime.program import executorch_runtime
 from tests.checkpoints import GOLDEN, ROOT, Build
 from tests.resealing import reseal
-from validation.figures import ROUNDING_DB, TIE_MARGIN, sqnr_db
+from validation.figures import TIE_MARGIN, sqnr_db
 from validation.reference import load_reference
 
 Pipeline = Callable[..., tuple[int, str, str]]
@@ -102,7 +102,7 @@ def test_with_other_kernels_the_evidence_is_the_same_but_for_rounding(build: Bui
         for a, b in zip(expected, theirs.expected[i], strict=True):
             compared += 1
             free = min(a.tie_margin, b.tie_margin) > TIE_MARGIN
-            assert sqnr_db(a.eager, b.eager) > (mine.rounding_db - ROUNDING_DB if free else 30), name
+            assert sqnr_db(a.eager, b.eager) > (mine.floor_db if free else 30), name
     assert compared > 50
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from model import DreamEdge, DreamEdgeConfig
@@ -41,18 +41,32 @@ def configs(draw: st.DrawFn) -> DreamEdgeConfig:
     return DreamEdgeConfig.from_hf(HF | sizes | {"max_position_embeddings": 4096})
 
 
+# One head, and tensors of few sizes: the planner packs them worst, by 1.26 of what is there at once.
+WORST_PACKED = DreamEdgeConfig.from_hf(
+    HF
+    | {"num_attention_heads": 1, "num_key_value_heads": 1, "hidden_size": 32, "intermediate_size": 32}
+    | {"num_hidden_layers": 3, "vocab_size": 320, "max_position_embeddings": 4096, "tie_word_embeddings": True}
+)
+
+
 # int8 and int4_fast differ from int4 in their weights alone; scripts/faults.py builds all of them in many sizes.
 @pytest.mark.parametrize("recipe", ["fp32_xnnpack", "int4_xnnpack", "fp16_xnnpack", "fp32_portable"])
 @settings(
-    max_examples=2, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    max_examples=1,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
 )
-@given(config=configs(), S=st.sampled_from([64, 256, 1024, 2048]))
-def test_a_right_program_of_any_size_is_within_bounds(recipe: str, config: DreamEdgeConfig, S: int) -> None:
+@given(config=configs(), S=st.sampled_from([64, 256, 1024, 2048]), rows=st.sampled_from([1, 2, 8]))
+@example(config=WORST_PACKED, S=1024, rows=1)
+def test_a_right_program_of_any_size_is_within_bounds(recipe: str, config: DreamEdgeConfig, S: int, rows: int) -> None:
     blocks = load_recipe(recipe)
     torch.manual_seed(0)
     model = DreamEdge(config).eval().requires_grad_(False)
     quantize_model(model, blocks.dtype, blocks.linear, blocks.embedding)
-    max_rows, methods = S // 2, metadata(model, S, S // 2, blocks.attention)
+    max_rows = S // rows
+    methods = metadata(model, S, max_rows, blocks.attention)
     weights = in_memory(model, blocks.backend)
     exported = export_program(StaticProgram(model, S, blocks.backend, blocks.attention), max_rows)
     with tempfile.TemporaryDirectory() as folder:

@@ -44,7 +44,8 @@ class LayerRun:
 
 @dataclass
 class Twin:
-    """Some of the calls once more, with products that are summed in another order: how far rounding alone may lead.
+    """Some of the calls once more, in float32 and with products that are summed in another order: how far rounding
+    alone may lead. Of float16 weights it is all that float16 rounds between them, of float32 the order of sums.
 
     x_1ND: their stream, as far as it has come. take: as that of `run_by_layer`.
     """
@@ -71,7 +72,7 @@ def run_by_layer(
     run_head(weights, sequences, last.x_1ND, take, dtype, ties, report)
     if twin is not None and twin.x_1ND is not None:
         again = within("in another order", report)
-        run_head(weights, twin.sequences, twin.x_1ND, twin.take, dtype, None, again, product_in_halves)
+        run_head(weights, twin.sequences, twin.x_1ND, twin.take, torch.float32, None, again, product_in_halves)
     return ties.by_call(sequences)
 
 
@@ -99,8 +100,8 @@ def run_layers(
     x_1ND = embed(weights, sequences, dtype)
     rotate = _rotation(config, sequences, x_1ND.dtype)
     if twin is not None:
-        twin.x_1ND = embed(weights, twin.sequences, dtype)
-        rotate_twin = _rotation(config, twin.sequences, x_1ND.dtype)
+        twin.x_1ND = embed(weights, twin.sequences, torch.float32)
+        rotate_twin = _rotation(config, twin.sequences, torch.float32)
     for step, i in enumerate(range(config.num_hidden_layers) if order is None else order):
         report("layers", step, config.num_hidden_layers if order is None else len(order))
         instead_1ND = given(step)
@@ -110,8 +111,10 @@ def run_layers(
         layer = _layer(config, weights, name, floats, ties, watch, multiply)
         x_1ND, k_1NGd, v_1NGd = _through(layer, rotate, sequences, x_1ND)
         if twin is not None and twin.x_1ND is not None:
-            layer = _layer(config, weights, name, floats, None, None, product_in_halves)
+            wide = {path: nn.Parameter(part.float(), requires_grad=False) for path, part in floats.items()}
+            layer = _layer(config, weights, name, wide, None, None, product_in_halves)
             twin.x_1ND, *_ = _through(layer, rotate_twin, twin.sequences, twin.x_1ND)
+            del wide
         del layer, floats  # before the next one takes as much
         weights.release(f"{name}.")
         yield LayerRun(x_1ND, k_1NGd, v_1NGd)

@@ -41,7 +41,8 @@ def expected_format(
 def largest_plan(config: DreamEdgeConfig, attention: Attention, S: int, max_rows: int, itemsize: int) -> int:
     """Bytes that a plan may have room for at once: the caches, and the tensors between delegates where they are most.
 
-    How well the planner packs them is no formula: this is what 60 drawn shapes stayed below (tests/test_format.py).
+    How well the planner packs them is no formula: it never cuts the room of a tensor for two that live longer. Of 150
+    drawn shapes most stayed below this, and the worst, of one head and small layers, took 1.26 times as much.
     """
     kv = config.num_key_value_heads * config.head_dim
     caches = 2 * config.num_hidden_layers * math.prod(cache_shape(config, 1, S)) * itemsize

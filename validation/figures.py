@@ -19,9 +19,6 @@ from validation.replay import Replay
 # and XNNPACK differ there by float32 rounding alone. See docs/validation.md.
 TIE_MARGIN = 1e-4
 IDENTICAL_DB = 200.0  # stands for "no difference at all"
-# A program also has other roots and exponentials than eager, and attends in another order: its noise may be four times
-# that of the order of products alone. Measured: up to 8 dB (docs/validation.md).
-ROUNDING_DB = 12.0
 # The divergence of the program may be so much more than that of the quantized model in eager, which ties account for.
 DIVERGENCE = 1.25
 
@@ -66,13 +63,12 @@ def sqnr_db(expected: Tensor, actual: Tensor) -> float:
 def fidelity(reference: Reference, replay: Replay, bounds: dict[str, float]) -> list[Figure]:
     """The program against the same model in eager, call by call; the worst counts.
 
-    No call free of ties has to come nearer to eager than eager comes to itself when it sums in another order.
+    No call free of ties has to come nearer to eager than rounding allows: `Reference.floor_db`.
     """
-    rounding_db = reference.rounding_db - ROUNDING_DB
-    exact_bound = min(bounds["fidelity_exact_db"], rounding_db)
+    exact_bound = min(bounds["fidelity_exact_db"], reference.floor_db)
     # Without quantized activations no call has a tie, and both bounds are of the same calls.
     has_ties = any(e.tie_margin < math.inf for expected in reference.expected for e in expected)
-    bound = bounds["fidelity_db"] if has_ties else min(bounds["fidelity_db"], rounding_db)
+    bound = bounds["fidelity_db"] if has_ties else min(bounds["fidelity_db"], reference.floor_db)
     calls = [(where, sqnr_db(e.eager, actual.vector), e.tie_margin) for where, e, actual in _calls(reference, replay)]
     worst = _worst((db, where) for where, db, _ in calls)
     figures = [Figure("fidelity", "fidelity_db", worst[0], bound, True, worst[1])]

@@ -76,13 +76,13 @@ class Task:
 class Reference:
     """expected[i][j] belongs to sequences[i].calls[j].
 
-    rounding_db: decibels between two orders of summation in eager, the worst call that is free of ties: what float32's
-    rounding alone may do to these very calls; infinite where it was not measured.
+    floor_db: decibels to which rounding alone may bring a right program in these very calls; infinite where that was
+    not measured. No bound of fidelity is above.
     """
 
     sequences: tuple[Sequence, ...]
     expected: tuple[tuple[Expected, ...], ...]
-    rounding_db: float
+    floor_db: float
     task: Task | None = None
 
 
@@ -104,8 +104,8 @@ def save_reference(reference: Reference, file: Path) -> None:
             margin = None if logits.tie_margin == float("inf") else logits.tie_margin
             calls.append({"start_pos": call.start_pos, "kv_len": call.kv_len, "tie_margin": margin})
         listing.append({"name": sequence.name, "calls": calls})
-    rounding_db = None if reference.rounding_db == math.inf else reference.rounding_db
-    header: dict[str, object] = {"sequences": listing, "rounding_db": rounding_db}
+    floor_db = None if reference.floor_db == math.inf else reference.floor_db
+    header: dict[str, object] = {"sequences": listing, "floor_db": floor_db}
     if reference.task is not None:
         tensors["task/prompts"] = torch.cat(reference.task.prompts)
         tensors["task/lengths"] = torch.tensor([len(prompt) for prompt in reference.task.prompts])
@@ -137,9 +137,9 @@ def load_reference(file: Path) -> Reference:
                 sequences.append(Sequence(str(entry["name"]), tuple(calls)))
                 expected.append(tuple(logits))
             task = None if header.get("task") is None else _task(opened, header["task"])
-            rounding_db = math.inf if header["rounding_db"] is None else header["rounding_db"]
-            if not isinstance(rounding_db, float) or math.isnan(rounding_db):
-                raise ValueError(f"rounding_db {rounding_db!r}")
+            floor_db = math.inf if header["floor_db"] is None else header["floor_db"]
+            if not isinstance(floor_db, float) or math.isnan(floor_db):
+                raise ValueError(f"floor_db {floor_db!r}")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         # A RuntimeError is also what deep nesting raises.
         raise ReferenceError(f"{file}: not readable as recorded calls: {error}") from error
@@ -150,7 +150,7 @@ def load_reference(file: Path) -> Reference:
         raise ReferenceError(f"{file}: lacks the recorded calls {', '.join(sorted(missing))}")
     if kinds != KINDS or len(set(found)) < len(found):
         raise ReferenceError(f"{file}: holds recorded calls of no known kind, or of the same name")
-    return Reference(tuple(sequences), tuple(expected), rounding_db, task)
+    return Reference(tuple(sequences), tuple(expected), floor_db, task)
 
 
 def _call(opened: Any, prefix: str, entry: dict[str, Any]) -> Call:

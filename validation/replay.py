@@ -183,7 +183,7 @@ def shortest(reference: Reference, tokens: int) -> Reference:
     chosen = sorted(i for i, total in zip(by_length, totals, strict=True) if total <= tokens)
     sequences, expected = reference.sequences, reference.expected
     parts = (tuple(sequences[i] for i in chosen), tuple(expected[i] for i in chosen))
-    return Reference(*parts, reference.rounding_db, reference.task)
+    return Reference(*parts, reference.floor_db, reference.task)
 
 
 def solve(network: Network, task: Task, report: Report = silent) -> Answers:
