@@ -111,6 +111,15 @@ def to_tokens(cells: Tensor) -> Tensor:
     return torch.cat([lines, ends], dim=-1).view(-1, 20)[:, :TEXT_LEN]
 
 
+def qwen2_pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
 def make_tokenizer() -> Tokenizer:
     """Byte-level, built as Qwen2's is, with no merges: every byte is a token, and its id."""
     # The byte-level alphabet shows byte b as a printable character; ids follow the bytes.
@@ -118,12 +127,7 @@ def make_tokenizer() -> Tokenizer:
     shown = {b: chr(b) for b in printable}
     shown |= {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in shown)}
     tokenizer = Tokenizer(models.BPE(vocab={shown[b]: b for b in range(256)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tokenizer.pre_tokenizer = qwen2_pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
     reserved = [f"<|reserved_{i}|>" for i in range(256 + len(SPECIAL_TOKENS), VOCAB_SIZE)]
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS + reserved])
@@ -141,19 +145,28 @@ def init_weights(model: DreamEdge) -> None:
             torch.nn.init.zeros_(parameter)
 
 
-def diffusion_loss(model: DreamEdge, tokens_BT: Tensor, generator: torch.Generator) -> Tensor:
-    """Dream's loss: mask each answer token with probability t, weigh by 1/t, read row i-1 for position i."""
-    B, T = tokens_BT.shape
-    # One ratio from each of B equal slices of (0, 1]: the same distribution, less variance.
+def mask_ratios(B: int, generator: torch.Generator) -> Tensor:
+    """float32 [B], one from each of B equal slices of (0, 1]: even, with less variance than B alone."""
     t_B = (torch.arange(B) + torch.rand(B, generator=generator)) / B
-    t_B = t_B.clamp_min(MIN_MASK_RATIO)
+    return t_B.clamp_min(MIN_MASK_RATIO)
+
+
+def diffusion_loss(model: DreamEdge, tokens_BT: Tensor, generator: torch.Generator) -> Tensor:
+    """Dream's loss: mask each answer token with probability t, weigh by 1/t."""
+    B, T = tokens_BT.shape
+    t_B = mask_ratios(B, generator)
     masked = torch.rand(B, T, generator=generator) < t_B[:, None]
     masked[:, :TEXT_LEN] = False
-    logits, _ = model(tokens_BT.masked_fill(masked, CONFIG.mask_token_id))
+    return weighted_loss(model, tokens_BT, masked, t_B) / (B * (T - TEXT_LEN))
+
+
+def weighted_loss(model: DreamEdge, tokens_BT: Tensor, masked_BT: Tensor, t_B: Tensor) -> Tensor:
+    """The sum over what is masked, each 1/t of its sequence's ratio t; position i is read from row i-1."""
+    logits, _ = model(tokens_BT.masked_fill(masked_BT, model.config.mask_token_id))
     shifted = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
-    loss_N = F.cross_entropy(shifted[masked], tokens_BT[masked], reduction="none")
-    weight_N = (1 / t_B)[:, None].expand(B, T)[masked]
-    return (loss_N * weight_N).sum() / (B * (T - TEXT_LEN))
+    loss_N = F.cross_entropy(shifted[masked_BT], tokens_BT[masked_BT], reduction="none")
+    weight_N = (1 / t_B)[:, None].expand(masked_BT.shape)[masked_BT]
+    return (loss_N * weight_N).sum()
 
 
 def held_out_puzzles(n: int, seed: int) -> list[str]:
@@ -173,19 +186,20 @@ def share_solved(model: DreamEdge, texts: list[str]) -> float:
     return sum(check(text, "".join(map(chr, answer))) for text, answer in zip(texts, answers, strict=True)) / len(texts)
 
 
+def make_optimizer(model: DreamEdge, lr: float) -> torch.optim.AdamW:
+    decayed = [p for p in model.parameters() if p.dim() == 2]
+    rest = [p for p in model.parameters() if p.dim() != 2]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+
+
 def train(args: argparse.Namespace) -> DreamEdge:
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     stream = puzzles(all_grids(), False, generator)
     model = DreamEdge(CONFIG)
     init_weights(model)
-    decayed = [p for p in model.parameters() if p.dim() == 2]
-    rest = [p for p in model.parameters() if p.dim() != 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}],
-        lr=args.lr,
-        betas=(0.9, 0.98),
-    )
+    optimizer = make_optimizer(model, args.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps))),
@@ -226,10 +240,15 @@ def save(model: DreamEdge, output: Path) -> None:
     state = {hf_name(name): tensor.detach().bfloat16().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, output / "model.safetensors", metadata={"format": "pt"})
     make_tokenizer().save(str(output / "tokenizer.json"))
-    ids = {name: getattr(CONFIG, name) for name in ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id")}
-    _write_json(output / "config.json", {**CONFIG.to_hf(), "torch_dtype": "bfloat16"})
-    _write_json(output / "generation_config.json", ids)
-    _write_json(
+    write_configs(CONFIG, output)
+
+
+def write_configs(config: DreamEdgeConfig, output: Path) -> None:
+    """Those that lie beside the weights and tokenizer.json."""
+    ids = {name: getattr(config, name) for name in ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id")}
+    write_json(output / "config.json", {**config.to_hf(), "torch_dtype": "bfloat16"})
+    write_json(output / "generation_config.json", ids)
+    write_json(
         output / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -238,12 +257,12 @@ def save(model: DreamEdge, output: Path) -> None:
             "pad_token": "<|endoftext|>",
             "mask_token": "<|mask|>",
             "chat_template": CHAT_TEMPLATE,
-            "model_max_length": CONFIG.max_position_embeddings,
+            "model_max_length": config.max_position_embeddings,
         },
     )
 
 
-def _write_json(path: Path, content: dict[str, object]) -> None:
+def write_json(path: Path, content: dict[str, object]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
