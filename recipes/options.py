@@ -32,6 +32,27 @@ class Attention(Enum):
     aten = "aten"
 
 
+class Fold(Enum):
+    """Between what channels' factors are moved, exactly, before weights are rounded.
+
+    norms: each norm and the matrices that read it. up_down: up_proj and down_proj. v_o: v_proj and o_proj.
+    """
+
+    norms = "norms"
+    up_down = "up_down"
+    v_o = "v_o"
+
+
+class Rotate(Enum):
+    """What is rotated, exactly, before weights are rounded, so that no channel stands out.
+
+    r1: the residual stream; the weights of norms go into what reads them, and become 1. r2: the values of each head.
+    """
+
+    r1 = "r1"
+    r2 = "r2"
+
+
 @dataclass
 class LinearQuant:
     """Of every linear layer. Activations become int8 for each token while the program runs.
