@@ -13,7 +13,7 @@ from runtime.artifact import MANIFEST_FILE, SCHEMA_VERSION, sha256
 from runtime.processor import machine
 from runtime.program import CONTRACT_VERSION, MODEL_FILE
 from validation.judge import Validated, figure_dict
-from validation.settings import TaskConfig, ValidationConfig
+from validation.settings import Budget, TaskConfig, ValidationConfig
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class MadeOf:
     recipe: Recipe
     task: TaskConfig
     validation: ValidationConfig
+    budget: Budget
     max_seq_len: int
     max_rows: int
     ideal_program: int
@@ -50,7 +51,9 @@ def manifest_of(
         "model": made_of.model,
         "recipe": asdict(made_of.recipe),
         "task": asdict(task) | {"prompts": _name(task.prompts), "checker": _name(task.checker), "checkpoint": None},
-        "validation": asdict(made_of.validation),
+        "validation": asdict(made_of.validation) | {"prompts": _name(made_of.validation.prompts)},
+        "budget": asdict(made_of.budget),
+        "verdict": asdict(validated.verdict),
         "export": {"max_seq_len": made_of.max_seq_len, "max_rows": made_of.max_rows},
         "versions": {name: version(name) for name in ("torch", "executorch", "torchao")}
         | {"python": platform.python_version(), "target": "XNNPACK, CPU"},

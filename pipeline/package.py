@@ -111,6 +111,7 @@ def package(
         recipe=config.recipe,
         task=config.task,
         validation=config.validation,
+        budget=config.budget,
         max_seq_len=lowered.max_seq_len,
         max_rows=lowered.max_rows,
         ideal_program=needs.output,
@@ -123,6 +124,8 @@ def package(
     (folder / MANIFEST_FILE).write_text(_json(manifest), encoding="utf-8")
     inputs = {f"checkpoint/{file.name}": file for file in loaded.tokenizer_files}
     inputs |= {f"task/{Path(file).name}": Path(file) for file in (config.task.prompts, config.task.checker) if file}
+    texts = config.validation.prompts
+    inputs |= {f"text/{Path(texts).name}": Path(texts)} if texts else {}
     (folder / PROVENANCE_FILE).write_text(_json(statement(folder, manifest, inputs, source_files())), encoding="utf-8")
     return manifest
 

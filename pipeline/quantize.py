@@ -27,10 +27,14 @@ MAKERS = (packing, quantization, stored)  # the code that decides the bytes
 
 @dataclass(frozen=True)
 class Quantized:
-    """weights: as the program shall have them on the device."""
+    """weights: as the program shall have them on the device.
+
+    plain: the same format with weights rounded to the nearest, where the recipe chooses them otherwise.
+    """
 
     weights: Weights
     recipe: Recipe
+    plain: Weights | None = None
 
 
 def cache_folder(loaded: Loaded, recipe: Recipe, cache: Path) -> Path:

@@ -6,7 +6,7 @@ import gc
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.config import AUTO, load_task, task_of_checkpoint
+from pipeline.config import AUTO, DEFAULT_TEXT, load_task, task_of_checkpoint
 from pipeline.display import Display
 from pipeline.estimate import check_resources
 from pipeline.export import export, lengths
@@ -22,8 +22,8 @@ from runtime.artifact import REFERENCE_FILE
 from runtime.errors import ValidationError
 from runtime.program import MODEL_FILE
 from validation.judge import Validated
-from validation.recording import prompts_of
-from validation.settings import check_bounds, check_settings
+from validation.material import material_of
+from validation.settings import check_bounds, check_budget, check_settings
 
 
 def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
@@ -38,7 +38,9 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
         with display.stage("load"):
             loaded = load(Path(config.checkpoint))
             max_seq_len, _ = lengths(loaded.config, config.export)  # before the long work
-            prompts_of(loaded.tokenizer, loaded.config, config.task, config.validation, max_seq_len)
+            asked = (config.task, config.validation, max_seq_len, DEFAULT_TEXT)
+            material = material_of(loaded.folder, loaded.tokenizer, loaded.config, *asked)
+            check_budget(config.budget, bool(material.texts), config.task.n_solve > 0)
         with display.stage("quantize") as report:
             quantized = quantize(loaded, config.recipe, Path(config.cache), report)
         with display.stage("export"):
@@ -49,7 +51,8 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
             gc.collect()  # graphs hold each other, and the last copy of the embedding
         with display.stage("validate") as report:
             reference_file = folder / REFERENCE_FILE
-            validated = validate(lowered, quantized, loaded, config.task, config.validation, reference_file, report)
+            given = (material, config.budget, config.task, config.validation)
+            validated = validate(lowered, quantized, loaded, *given, reference_file, report)
             sequences = validated.measured.reference.sequences
             noise = noise_of(Weights(loaded.model, {}), quantized.weights, config.recipe, sequences, report)
         with display.stage("package"):

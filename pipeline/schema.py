@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from recipes.options import Recipe
-from validation.settings import TaskConfig, ValidationConfig
+from validation.settings import Budget, TaskConfig, ValidationConfig
 
 
 @dataclass
@@ -29,6 +29,7 @@ class RunConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    budget: Budget = field(default_factory=Budget)
 
 
 @dataclass
@@ -42,6 +43,10 @@ class PinnedBounds:
     sqnr_db: float | None = None
     cosine: float | None = None
     max_abs_diff: float | None = None
+    loss: float | None = None
+    loss_increase: float | None = None
+    order_agreement: float | None = None
+    same_answers: float | None = None
     solved_percent: float | None = None
     bytes_per_weight: float | None = None
     planned_memory: float | None = None
@@ -67,6 +72,7 @@ class ValidateConfig:
     checkpoint: str | None = None
     prompts: str | None = None
     checker: str | None = None
+    texts: str | None = None
     summary: str | None = None
     junit: str | None = None
     bounds: PinnedBounds = field(default_factory=PinnedBounds)
@@ -191,7 +197,7 @@ class CleanConfig:
 
 # Keys of type `str`, by their last names: those that are paths, whose `~` is expanded, and other text.
 PATHS = {"artifact", "a", "b", "baseline", "cache", "checker", "checkpoint", "html", "junit", "key", "output"}
-PATHS |= {"packed_cache", "prompts", "summary"}
+PATHS |= {"packed_cache", "prompts", "summary", "texts"}
 TEXTS = {"description", "name", "prompt"}
 
 SCHEMAS = {

@@ -15,12 +15,14 @@ from runtime.errors import BadArtifactError
 from runtime.program import ProgramError
 from validation.expected_format import expected_format
 from validation.judge import Validated, bounds_of, measure
+from validation.material import Material, task_of
 from validation.progress import Report, within
-from validation.recording import make_reference, prompts_of, task_of
+from validation.recording import make_reference
 from validation.reference import Task, save_reference
 from validation.replay import Answers, solve
-from validation.settings import TaskConfig, ValidationConfig
+from validation.settings import Budget, TaskConfig, ValidationConfig
 from validation.solved import Solved, check_fit, share_solved, solved_figure
+from validation.verdict import verdict_of
 from validation.wrong_layers import name_wrong_layer
 
 
@@ -28,6 +30,8 @@ def validate(
     lowered: Lowered,
     quantized: Quantized,
     loaded: Loaded,
+    material: Material,
+    budget: Budget,
     task_config: TaskConfig,
     settings: ValidationConfig,
     reference_file: Path,
@@ -39,22 +43,21 @@ def validate(
     Raises `BadArtifactError` if the program does not run, `UsageError` for a task that the checkpoint cannot solve.
     """
     S, max_rows = lowered.max_seq_len, lowered.max_rows
-    prompts = prompts_of(loaded.tokenizer, loaded.config, task_config, settings, S)
-    task = task_of(loaded.tokenizer, prompts, task_config, S)
+    task = task_of(loaded.tokenizer, material.prompts, task_config, S)
+    drop = quantized.recipe.bounds.solved_drop if budget.solved is None else budget.solved
     float32_answers, share = None, 0.0
     if task is not None:
         report("float32 loads")
         float32_answers = solve(load_hf_model(loaded.folder, dtype=torch.float32)[0], task, within("float32", report))
         share = _share(loaded, task_config, task, float32_answers)
-        check_fit(task_config.name, len(task.prompts), share, quantized.recipe.bounds.solved_drop)
+        check_fit(task_config.name, len(task.prompts), share, drop)
     float32 = Weights(loaded.model, {})
-    reference = make_reference(
-        quantized.weights, float32, prompts, task, task_config.new_tokens, settings, S, max_rows, report
-    )
+    models = (quantized.weights, float32, quantized.plain)
+    reference = make_reference(*models, material, task, task_config.new_tokens, settings, S, max_rows, report)
     save_reference(reference, reference_file)
     expected = expected_format(quantized.weights, quantized.recipe, S, max_rows, lowered.metadata)
     try:
-        bounds = bounds_of(quantized.recipe)
+        bounds = bounds_of(quantized.recipe, budget)
         measured = measure(lowered.pte, reference_file, reference, bounds, expected, threads, report)
     except ProgramError as error:
         raise BadArtifactError(str(error)) from error
@@ -65,8 +68,9 @@ def validate(
     if task is not None and measured.replay.answers is not None:
         program = _share(loaded, task_config, task, measured.replay.answers)
         solved = Solved(task_config.name, len(task.prompts), float32=share, program=program)
-        figures.append(solved_figure(solved, quantized.recipe.bounds.solved_drop))
-    return Validated(figures, measured, expected, solved, float32_answers)
+        figures.append(solved_figure(solved, drop))
+    verdict = verdict_of(figures, budget, material, loaded.config.vocab_size, quantized.recipe.better)
+    return Validated(figures, measured, expected, solved, float32_answers, verdict)
 
 
 def _share(loaded: Loaded, config: TaskConfig, task: Task, answers: Answers) -> float:

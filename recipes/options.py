@@ -75,7 +75,8 @@ class EmbeddingQuant:
 
 @dataclass
 class Recipe:
-    """weight_types: the datatypes that the delegate's linear weights must have, as XNNPACK names them.
+    """better: the recipe to try where this one loses too much. weight_types: the datatypes that the delegate's linear
+    weights must have, as XNNPACK names them.
 
     outside_ops: operators that may run outside the delegate; any other fails the run. Empty with
     `backend: portable`, where all of them do.
@@ -83,6 +84,7 @@ class Recipe:
 
     name: str = "???"
     description: str = "???"
+    better: str | None = None
     backend: Backend = Backend.xnnpack
     attention: Attention = Attention.custom_sdpa
     dtype: Dtype = Dtype.float32

@@ -17,10 +17,10 @@ from runtime.processor import machine
 from runtime.tokenizer import decode
 from validation.figures import kl_divergence, sqnr_db
 from validation.judge import Measured, Validated, figure_dict
-from validation.logits import Summary
+from validation.logits import Summary, log_probability
 from validation.progress import Report, within
 from validation.quantization_noise import quantization_noise
-from validation.reference import Call, Sequence, Task
+from validation.reference import Call, Expected, Sequence, Task
 from validation.replay import Answers
 from validation.tasks import load_checker
 
@@ -93,7 +93,7 @@ def _differences(measured: Measured) -> dict[str, Any]:
     median, p95: of the size of a difference. spread: the standard deviation of float32's logits. not_finite: how many
     of the program's logits are no number.
     """
-    pairs = [(e.values.flatten(), a.values.flatten()) for _, e, a in _whole(measured)]
+    pairs = [(e.values.flatten(), a.values.flatten()) for *_, e, a in _whole(measured)]
     float32 = torch.cat([e for e, _ in pairs]).double()
     difference = torch.cat([a for _, a in pairs]).double() - float32
     numbers = difference[difference.isfinite()]
@@ -110,20 +110,29 @@ def _differences(measured: Measured) -> dict[str, Any]:
 
 
 def _agreement(measured: Measured) -> dict[str, list[dict[str, Any]]]:
-    """With float32, by the position that a row predicts, and by the masks that are left: what generation goes through.
+    """With float32, by the position that a row predicts, by the masks that are left, and by their share in percent of
+    the sequence: what generation goes through.
 
-    Each group: its first and last position or number of masks, rows, share of them that prefer float32's token, and
-    mean divergence in nats.
+    Each group: its first and last position, number of masks or percent, rows, share of them that prefer float32's token,
+    and mean divergence in nats. Where the rows predict tokens of a text also the loss, the program's and float32's.
     """
     mask_id = measured.replay.metadata["get_mask_id"]
-    rows: dict[str, list[Tensor]] = {"position": [], "masks": [], "same": [], "kl": []}
-    for call, e, a in _whole(measured):
+    rows: dict[str, list[Tensor]] = {
+        name: [] for name in ("position", "masks", "ratio", "same", "kl", "loss", "float32_loss")
+    }
+    for call, asked, e, a in _whole(measured):
         rows["position"].append(call.rows + 1)  # a row predicts the token after it
-        rows["masks"].append(torch.full((len(call.rows),), int((call.tokens == mask_id).sum())))
+        masks = int((call.tokens == mask_id).sum())
+        rows["masks"].append(torch.full((len(call.rows),), masks))
+        rows["ratio"].append(torch.full((len(call.rows),), round(100 * masks / len(call.tokens))))
         rows["same"].append(e.top1 == a.top1)
         rows["kl"].append(kl_divergence(e, a))
-    columns = {name: torch.cat(parts) for name, parts in rows.items()}
-    return {by: _grouped(columns[by], columns["same"], columns["kl"]) for by in ("position", "masks")}
+        if asked.targets is not None and asked.columns is not None:
+            rows["loss"].append(-log_probability(a, asked.columns, asked.targets))
+            rows["float32_loss"].append(-log_probability(e, asked.columns, asked.targets))
+    columns = {name: torch.cat(parts) for name, parts in rows.items() if parts}
+    means = {name: columns[name] for name in ("same", "kl", "loss", "float32_loss") if name in columns}
+    return {by: _grouped(columns[by], means) for by in ("position", "masks", "ratio")}
 
 
 def noise_of(
@@ -160,15 +169,15 @@ def _examples(tokenizer: Tokenizer, task: Task, checker: Path, float32: Answers,
     return {"prompts": len(same_N), "same": int(same_N.sum()), "shown": shown}
 
 
-def _whole(measured: Measured) -> Iterator[tuple[Call, Summary, Summary]]:
-    """The calls that quality is judged by: (call, float32's, the program's)."""
+def _whole(measured: Measured) -> Iterator[tuple[Call, Expected, Summary, Summary]]:
+    """The calls that quality is judged by: (call, what is expected, float32's, the program's)."""
     for sequence, expected in zip(measured.reference.sequences, measured.reference.expected, strict=True):
         for i, (call, asked) in enumerate(zip(sequence.calls, expected, strict=True)):
             if asked.float32 is not None:
-                yield call, asked.float32, measured.replay.logits[sequence.name][i]
+                yield call, asked, asked.float32, measured.replay.logits[sequence.name][i]
 
 
-def _grouped(x: Tensor, same: Tensor, kl: Tensor) -> list[dict[str, Any]]:
+def _grouped(x: Tensor, means: dict[str, Tensor]) -> list[dict[str, Any]]:
     first, last = int(x.min()), int(x.max())
     n = min(GROUPS, last - first + 1)
     group = (x - first) * n // (last - first + 1)
@@ -177,9 +186,7 @@ def _grouped(x: Tensor, same: Tensor, kl: Tensor) -> list[dict[str, Any]]:
         mine = group == i
         if mine.any():
             entry = {"first": int(x[mine].min()), "last": int(x[mine].max()), "rows": int(mine.sum())}
-            groups.append(
-                entry | {"same": same[mine].double().mean().item(), "kl": json_numbers(kl[mine].mean().item())}
-            )
+            groups.append(entry | {name: json_numbers(y[mine].double().mean().item()) for name, y in means.items()})
     return groups
 
 

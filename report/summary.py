@@ -41,6 +41,7 @@ def show_run(
     for stage in stages:
         costs.add_row(stage["name"], f"{stage['seconds']:.1f}", mib(stage["peak_rss"]))
     show(console, costs)
+    console.print(f"verdict: {validated.verdict.words}", highlight=False, markup=False, soft_wrap=True)
     said = f"artifact: {os.path.relpath(folder)}, to look at: {PAGE_FILE}"
     console.print(said, highlight=False, markup=False, soft_wrap=True)
 

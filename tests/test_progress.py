@@ -25,6 +25,7 @@ from runtime.generation import generate
 from tests.checkpoints import GOLDEN, Build
 from validation.child import run_child
 from validation.judge import check_artifact
+from validation.material import Material
 from validation.progress import within
 from validation.quantization_noise import quantization_noise
 from validation.recording import make_reference
@@ -135,7 +136,16 @@ def test_eager_and_quantization_count_what_they_do(tmp_path: Path) -> None:
     prompts = [torch.arange(5, 17) + i for i in range(8)]
     float32 = Weights(loaded.model, {})
     reference = make_reference(
-        quantized, float32, prompts, None, 4, ValidationConfig(n_prompts=8), 32, 32, within("validate", heard)
+        quantized,
+        float32,
+        None,
+        Material(prompts, is_random=True),
+        None,
+        4,
+        ValidationConfig(n_prompts=8),
+        32,
+        32,
+        within("validate", heard),
     )
     for part in ("answers", "float32", "quantized"):
         assert heard.counts(f"validate, {part}, layers") == (list(range(n_layers)), n_layers)

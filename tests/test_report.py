@@ -248,6 +248,7 @@ def test_logits_that_are_no_numbers_are_shown_as_such(build: Build) -> None:
         digests={"whole-000": [""]},
         seconds={"whole-000": [0.01]},
         answers=None,
+        greedy=None,
         load_seconds=0.1,
         run_seconds=0.1,
         peak_rss=1,

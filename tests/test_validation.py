@@ -36,7 +36,7 @@ from validation.logits import Summary, digest, summarize
 from validation.recording import run_eager
 from validation.reference import Call, Expected, Reference, Sequence, load_reference, save_reference
 from validation.replay import Replay, replay
-from validation.settings import check_bounds
+from validation.settings import Budget, check_bounds
 from validation.tasks import load_checker, read_prompts, wilson_interval
 from validation.ties import TieMargins
 
@@ -69,7 +69,7 @@ def against(case: Case, model: DreamEdge) -> set[str]:
         for pair in zip(again, reference.expected, strict=True)
     )
     recorded = dataclasses.replace(reference, expected=expected)
-    return failing(fidelity(recorded, replayed, bounds_of(load_recipe("int4_xnnpack"))))
+    return failing(fidelity(recorded, replayed, bounds_of(load_recipe("int4_xnnpack"), Budget())))
 
 
 def test_the_right_model_passes(int4: Case) -> None:
@@ -139,7 +139,7 @@ def test_tie_margins_see_a_tie() -> None:
 
 def test_a_program_that_diverges_more_than_its_model_fails(int4: Case) -> None:
     _, reference, replayed = int4
-    bounds = bounds_of(load_recipe("int4_xnnpack"))
+    bounds = bounds_of(load_recipe("int4_xnnpack"), Budget())
     torch.manual_seed(0)
     noise = {
         name: [summarize(kept.vector + kept.vector.std() * torch.randn_like(kept.vector)) for kept in calls]
@@ -152,7 +152,7 @@ def test_a_program_that_diverges_more_than_its_model_fails(int4: Case) -> None:
 def test_no_program_has_to_come_nearer_than_rounding_leads(int4: Case) -> None:
     """What two orders of summation in eager differ by, no program can be blamed for."""
     _, reference, replayed = int4
-    bounds = bounds_of(load_recipe("int4_xnnpack"))
+    bounds = bounds_of(load_recipe("int4_xnnpack"), Budget())
     assert 98 < reference.floor_db < 138
     exact = [(e, a) for e, a in pairs(reference, replayed) if e.tie_margin > TIE_MARGIN]
     worst = min(sqnr_db(e.eager, a.vector) for e, a in exact)
@@ -190,7 +190,7 @@ def test_the_recipes_have_bounds_that_decide() -> None:
 def test_nan_is_never_within_bounds(int4: Case) -> None:
     _, reference, replayed = int4
     broken = {name: [summarize(kept.vector * torch.nan) for kept in calls] for name, calls in replayed.logits.items()}
-    bounds = bounds_of(load_recipe("int4_xnnpack"))
+    bounds = bounds_of(load_recipe("int4_xnnpack"), Budget())
     figures = fidelity(reference, dataclasses.replace(replayed, logits=broken), bounds)
     assert failing(figures) == {"fidelity_db", "fidelity_exact_db"}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from validation.format import ExpectedFormat, ProgramFormat
-from validation.logits import Summary
+from validation.logits import Summary, confidence, log_probability
 from validation.reference import Expected, Reference
 from validation.replay import Replay
 
@@ -21,6 +21,9 @@ TIE_MARGIN = 1e-4
 IDENTICAL_DB = 200.0  # stands for "no difference at all"
 # The divergence of the program may be so much more than that of the quantized model in eager, which ties account for.
 DIVERGENCE = 1.25
+# A recipe that chooses its weights otherwise may not lose more than rounding to the nearest does, but for chance.
+OVER_PLAIN = 1.05
+FIRST = 0.25  # of the masked positions: those that decoding would write first
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,8 @@ def fidelity(reference: Reference, replay: Replay, bounds: dict[str, float]) -> 
 def quality(reference: Reference, replay: Replay, bounds: dict[str, float]) -> list[Figure]:
     """The program against the float32 model, over the rows that predict masks of whole sequences.
 
-    How near a format can come depends on the checkpoint, so no figure has a bound of its own but the divergence: it may
-    not be more than that of the same quantized model in eager.
+    How near a format can come depends on the checkpoint. So the divergence is held against that of the same quantized
+    model in eager, and that of plain rounding; what else is bound is the owner's budget, `budget.NAME` in bounds.
     """
     pairs = [(where, e, actual) for where, e, actual in _calls(reference, replay) if e.float32 is not None]
     rows = [(where, e.float32, actual) for where, e, actual in pairs if e.float32 is not None]
@@ -97,15 +100,58 @@ def quality(reference: Reference, replay: Replay, bounds: dict[str, float]) -> l
         (torch.cosine_similarity(e.vector.double(), a.vector.double(), dim=-1).min().item(), w) for w, e, a in rows
     )
     distance = _worst((-(e.values - a.values).abs().max().item(), w) for w, e, a in rows)
-    kl_bound = DIVERGENCE * in_eager + bounds["kl_slack"]
+    kl_bound = min(DIVERGENCE * in_eager + bounds["kl_slack"], bounds.get("budget.kl", math.inf))
     where = f"mean of {len(expected)} rows; the quantized model in eager has {in_eager:.3g}"
-    return [
+    figures = [
         Figure("quality", "top1_agreement", top1, None, True, f"{len(expected)} rows"),
         Figure("quality", "kl_divergence", kl, kl_bound, False, where),
         Figure("quality", "sqnr_db", sqnr_db(expected, actual), None, True),
         Figure("quality", "cosine", cosine[0], None, True, cosine[1]),
         Figure("quality", "max_abs_diff", -distance[0], None, False, distance[1]),
+        Figure("quality", "order_agreement", _order_agreement(rows), None, True, "of what would be written first"),
     ]
+    if plain := [e.plain for _, e, _ in pairs if e.plain is not None]:
+        rounded = torch.cat(plain).double().mean().item()
+        bound = OVER_PLAIN * rounded + bounds["kl_slack"]
+        figures.append(Figure("quality", "kl_beside_plain", kl, bound, False, f"plain rounding has {rounded:.3g}"))
+    return [*figures, *_losses(pairs, bounds), *_same_answers(reference, replay)]
+
+
+def _order_agreement(rows: list[tuple[str, Summary, Summary]]) -> float:
+    """Share of the surest quarter of each sequence's masked positions that is the float32 model's too."""
+    same = total = 0
+    for _, expected, actual in rows:
+        n = math.ceil(FIRST * len(expected.top1))
+        first, second = (confidence(s).sort(descending=True, stable=True).indices[:n] for s in (expected, actual))
+        same, total = same + len(set(first.tolist()) & set(second.tolist())), total + n
+    return same / total
+
+
+def _losses(pairs: list[tuple[str, Expected, Summary]], bounds: dict[str, float]) -> list[Figure]:
+    """Nats on the tokens of the texts."""
+    losses = []
+    for _, e, actual in pairs:
+        if e.targets is not None and e.float32 is not None and e.columns is not None:
+            losses.append([-log_probability(s, e.columns, e.targets) for s in (actual, e.float32)])
+    if not losses:
+        return []
+    program, float32 = (torch.cat(parts).mean().item() for parts in zip(*losses, strict=True))
+    where = f"nats a masked token; float32 has {float32:.4g}"
+    increase, allowed = program - float32, bounds.get("budget.loss")
+    return [
+        Figure("quality", "loss", program, None, False, where),
+        Figure("quality", "loss_increase", increase, allowed, False, "nats over float32's"),
+    ]
+
+
+def _same_answers(reference: Reference, replay: Replay) -> list[Figure]:
+    if reference.greedy is None or replay.greedy is None:
+        return []
+    same_NT = reference.greedy.tokens == replay.greedy
+    where = (
+        f"{len(same_NT)} greedy answers of {same_NT.shape[1]} tokens; {100 * same_NT.double().mean():.0f}% of tokens"
+    )
+    return [Figure("quality", "same_answers", same_NT.all(1).double().mean().item(), None, True, where)]
 
 
 def kl_divergence(expected: Summary, actual: Summary) -> Tensor:

@@ -16,7 +16,9 @@ from validation.format import ExpectedFormat, ProgramFormat, read_format
 from validation.progress import Report, silent, within
 from validation.reference import Reference, load_reference
 from validation.replay import Answers, Replay, replay
+from validation.settings import Budget
 from validation.solved import Solved
+from validation.verdict import Verdict
 
 # The bounds of a recipe that decide without a task.
 BOUNDS = ("fidelity_db", "fidelity_exact_db", "kl_slack")
@@ -46,6 +48,7 @@ class Validated:
     expected_format: ExpectedFormat
     solved: Solved | None
     float32_answers: Answers | None
+    verdict: Verdict
 
     @property
     def ok(self) -> bool:
@@ -68,6 +71,8 @@ def expectations(folder: Path, manifest: dict[str, Any]) -> tuple[dict[str, floa
     """What the manifest demands of the program."""
     try:
         bounds = {name: checked_number(manifest["recipe"]["bounds"][name]) for name in BOUNDS}
+        budget = {name: bound for name, bound in manifest["budget"].items() if bound is not None}
+        bounds |= {f"budget.{name}": checked_number(bound) for name, bound in budget.items()}
         expected = manifest["expected_format"]
         shapes = {
             key: tuple((int(rows), int(columns)) for rows, columns in expected[key])
@@ -131,5 +136,7 @@ def figure_dict(figure: Figure) -> dict[str, Any]:
     return entry
 
 
-def bounds_of(recipe: Recipe) -> dict[str, float]:
-    return {name: float(value) for name, value in vars(recipe.bounds).items()}
+def bounds_of(recipe: Recipe, budget: Budget) -> dict[str, float]:
+    """The recipe's, and what the owner of the checkpoint allows, as `budget.NAME`."""
+    allowed = {f"budget.{name}": bound for name, bound in vars(budget).items() if bound is not None}
+    return {name: float(value) for name, value in (vars(recipe.bounds) | allowed).items()}

@@ -48,10 +48,30 @@ def summarize(logits_KV: Tensor, columns_KC: Tensor | None = None) -> Summary:
     return Summary(sketch, top1, logits_KV.gather(1, columns_KC), rest)
 
 
-def top_columns(logits_KV: Tensor) -> Tensor:
-    """Of the likeliest tokens, int64 [K, C]; none where the vocabulary is kept whole."""
+def top_columns(logits_KV: Tensor, targets_K: Tensor | None = None) -> Tensor:
+    """Of the likeliest tokens, int64 [K, C]; none where the vocabulary is kept whole. A target is among them."""
     K, V = logits_KV.shape
-    return torch.empty(K, 0, dtype=torch.int64) if V <= SKETCH else logits_KV.topk(COLUMNS, -1).indices
+    if V <= SKETCH:
+        return torch.empty(K, 0, dtype=torch.int64)
+    columns_KC = logits_KV.topk(COLUMNS, -1).indices
+    if targets_K is not None:
+        is_there_K = (columns_KC == targets_K[:, None]).any(1)
+        columns_KC[~is_there_K, -1] = targets_K[~is_there_K]
+    return columns_KC
+
+
+def log_probability(summary: Summary, columns_KC: Tensor, targets_K: Tensor) -> Tensor:
+    """float64 [K], of tokens that are among the columns; of all, where the vocabulary is kept whole."""
+    is_whole = columns_KC.shape[1] == 0
+    at_K = targets_K if is_whole else (columns_KC == targets_K[:, None]).int().argmax(1)
+    every = torch.cat([summary.values, summary.rest[:, None]], dim=1).double()
+    return every.gather(1, at_K[:, None])[:, 0] - every.logsumexp(1)
+
+
+def confidence(summary: Summary) -> Tensor:
+    """float64 [K]: of the likeliest token of all; a target with a lower logit is no harm."""
+    every = torch.cat([summary.values, summary.rest[:, None]], dim=1).double()
+    return summary.values.double().amax(1) - every.logsumexp(1)
 
 
 def digest(logits_KV: Tensor) -> str:

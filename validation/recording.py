@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from model import DreamEdgeConfig
-from validation.settings import MIN_PROMPTS
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 import math
 from collections import Counter
-from pathlib import Path
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from recipes.stored import Weights
-from runtime.errors import UsageError
-from runtime.tokenizer import encode
 from validation.activations import quantizes_activations
 from validation.eager import Twin, run_by_layer
 from validation.figures import TIE_MARGIN, kl_divergence, sqnr_db
+from validation.greedy import N_PROMPTS, NEW, PROMPT, write_greedily
 from validation.logits import Summary, summarize, top_columns
+from validation.material import Material, half_written_answers, hidden_texts
 from validation.progress import Report, silent, within
-from validation.reference import Call, Expected, Reference, Sequence, Task
-from validation.settings import TaskConfig, ValidationConfig
-from validation.tasks import read_prompts
+from validation.reference import Call, Expected, Greedy, Reference, Sequence, Task
+from validation.settings import ValidationConfig
 
 MAX_BLOCK = 32
 # A right program may be so much farther off than eager's `Twin`. In float32 that has other sums: programs have
@@ -37,36 +29,11 @@ ROUNDING_DB = {torch.float32: 12.0, torch.float16: 3.0}
 N_SHORT, N_SHORT_CANDIDATES = 5, 48  # of each kind
 
 
-def prompts_of(
-    tokenizer: Tokenizer | None,
-    config: DreamEdgeConfig,
-    task: TaskConfig,
-    validation: ValidationConfig,
-    max_seq_len: int,
-) -> list[Tensor]:
-    """Prompts of the task, int64 [P] each, by the checkpoint's own tokenizer; random tokens without one.
-
-    Cut to half of max_seq_len, so that there is room for an answer.
-    """
-    n = max(validation.n_prompts, task.n_solve)
-    room = max(1, max_seq_len // 2)
-    if task.prompts is not None and tokenizer is not None:
-        encoded = [encode(tokenizer, text)[:room] for text in read_prompts(Path(task.prompts))[:n]]
-        usable = [torch.tensor(ids) for ids in encoded if ids]
-        if len(usable) < MIN_PROMPTS:
-            raise UsageError(f"{task.prompts}: {len(usable)} prompts that hold text, at least {MIN_PROMPTS} are needed")
-        return usable
-    generator = torch.Generator().manual_seed(validation.seed)
-    vocab = torch.arange(config.vocab_size)
-    vocab = vocab[vocab != config.mask_token_id]
-    length = min(room, 24)
-    return [vocab[torch.randint(len(vocab), (length,), generator=generator)] for _ in range(validation.n_prompts)]
-
-
 def make_reference(
     quantized: Weights,
     float32: Weights,
-    prompts: list[Tensor],
+    plain: Weights | None,
+    material: Material,
     task: Task | None,
     n_new: int,
     settings: ValidationConfig,
@@ -74,58 +41,44 @@ def make_reference(
     max_rows: int,
     report: Report,
 ) -> Reference:
-    """The recorded calls with what eager gives. quantized: as the recipe made the model; float32: as it was."""
-    whole = whole_sequences(float32, prompts, n_new, settings, max_seq_len, max_rows, report)
-    config = float32.model.config
-    contract = contract_sequences(prompts, config.mask_token_id, max_seq_len, max_rows)
-    candidates = short_candidates(prompts)
-    expected, rounding = run_eager(quantized, float32, (*whole, *contract, *candidates), report)
+    """The recorded calls with what eager gives. quantized: as the recipe made the model; float32: as it was.
+
+    plain: the same, its weights rounded to the nearest, where the recipe does otherwise.
+    """
+    config, targets = float32.model.config, dict[str, Tensor]()
+    if material.texts:
+        whole, targets = hidden_texts(material.texts, config.mask_token_id, settings.seed, max_rows)
+    else:
+        whole = half_written_answers(float32, material.prompts, n_new, settings, max_seq_len, max_rows, report)
+    contract = contract_sequences(material.prompts, config.mask_token_id, max_seq_len, max_rows)
+    candidates = short_candidates(material.prompts)
+    sequences = (*whole, *contract, *candidates)
+    expected, rounding = run_eager(quantized, float32, sequences, report, targets, plain)
     n = len(whole) + len(contract)
     chosen = [*range(n), *(n + i for i in freest_of_ties(candidates, expected[n:]))]
     sequences = (*whole, *contract, *renumbered(candidates, [i - n for i in chosen[n:]]))
     worst_db = min((db for i in chosen for db in rounding.get(i, ())), default=math.inf)
     floor_db = worst_db - ROUNDING_DB[quantized.model.norm.weight.dtype]
-    return Reference(sequences, tuple(expected[i] for i in chosen), floor_db, task)
+    greedy = greedy_answers(float32, material.texts, max_seq_len, max_rows, report) if material.texts else None
+    return Reference(sequences, tuple(expected[i] for i in chosen), floor_db, task, greedy)
 
 
-def whole_sequences(
-    float32: Weights,
-    prompts: list[Tensor],
-    new_tokens: int,
-    settings: ValidationConfig,
-    S: int,
-    max_rows: int,
-    report: Report,
-) -> tuple[Sequence, ...]:
-    """Prompts with half-written answers, from all masks to few, as generation sees them.
+def greedy_answers(float32: Weights, texts: list[Tensor], max_seq_len: int, max_rows: int, report: Report) -> Greedy:
+    """What the float32 model writes after the first texts."""
+    n_new = min(NEW, max_rows, max_seq_len // 2)
+    prompts = tuple(text[: min(PROMPT, max_seq_len - n_new)] for text in texts[:N_PROMPTS])
 
-    Rows are those that are read: the one before a mask predicts it. The answers are the model's own before it was
-    quantized, all of their tokens written at once.
-    """
-    mask_id = float32.model.config.mask_token_id
-    generator = torch.Generator().manual_seed(settings.seed)
-    asked = []
-    for prompt in prompts[: settings.n_prompts]:
-        n_new = min(new_tokens, S - len(prompt))
-        tokens = torch.cat([prompt, torch.full((n_new,), mask_id)])
-        rows = torch.arange(len(prompt) - 1, len(tokens) - 1)
-        asked.append(Sequence("answer", (Call(tokens, 0, len(tokens), rows),)))
+    def run(calls: list[Call]) -> list[Tensor]:
+        found: dict[int, Tensor] = {}
 
-    def write(i: int, _: int, logits_KV: Tensor) -> None:
-        logits_KV[:, mask_id] = -torch.inf
-        asked[i].calls[0].tokens[-len(logits_KV) :] = logits_KV.argmax(-1)
+        def keep(i: int, _: int, logits_KV: Tensor) -> None:
+            found[i] = logits_KV
 
-    run_by_layer(float32, tuple(asked), write, torch.float32, within("answers", report))
-    sequences = []
-    for i, sequence in enumerate(asked):
-        tokens, n_new = sequence.calls[0].tokens, len(sequence.calls[0].rows)
-        P = len(tokens) - n_new
-        hidden = torch.rand(n_new, generator=generator) < 1 - i / settings.n_prompts
-        hidden[int(torch.randint(n_new, (1,), generator=generator))] = True
-        tokens[P:][hidden] = mask_id
-        rows = (hidden.nonzero()[:, 0] + P - 1)[:max_rows]
-        sequences.append(Sequence(f"whole-{i:03d}", (Call(tokens, 0, len(tokens), rows),)))
-    return tuple(sequences)
+        asked = tuple(Sequence("greedy", (call,)) for call in calls)
+        run_by_layer(float32, asked, keep, torch.float32, within("answers", report))
+        return [found[i] for i in range(len(calls))]
+
+    return Greedy(prompts, write_greedily(run, prompts, n_new, float32.model.config.mask_token_id))
 
 
 def contract_sequences(prompts: list[Tensor], mask_id: int, S: int, max_rows: int) -> tuple[Sequence, ...]:
@@ -199,21 +152,35 @@ def renumbered(candidates: tuple[Sequence, ...], chosen: list[int]) -> list[Sequ
 
 
 def run_eager(
-    quantized: Weights, float32: Weights, sequences: tuple[Sequence, ...], report: Report = silent
+    quantized: Weights,
+    float32: Weights,
+    sequences: tuple[Sequence, ...],
+    report: Report = silent,
+    targets: Mapping[str, Tensor] = MappingProxyType({}),
+    plain: Weights | None = None,
 ) -> tuple[list[tuple[Expected, ...]], dict[int, list[float]]]:
     """(what eager gives for every call, by sequence the decibels that rounding makes: see `Twin`).
 
-    The first is the quantized model's, and for whole sequences the float32 model's too. The second is of calls that
+    The first is the quantized model's, and for whole sequences the float32 model's too, with what their rows are to
+    predict (targets, by name) and how far the plainly rounded model is from it. The second is of calls that
     are free of ties: of all where no activation is quantized, else of the short ones.
     """
     whole = tuple(sequence for sequence in sequences if sequence.name.startswith("whole"))
     wide: dict[str, tuple[Summary, Tensor]] = {}
 
     def keep(i: int, _: int, logits_KV: Tensor) -> None:
-        columns_KC = top_columns(logits_KV)
+        columns_KC = top_columns(logits_KV, targets.get(whole[i].name))
         wide[whole[i].name] = summarize(logits_KV, columns_KC), columns_KC
 
     run_by_layer(float32, whole, keep, torch.float32, within("float32", report))
+    rounded: dict[str, Tensor] = {}
+
+    def keep_rounded(i: int, _: int, logits_KV: Tensor) -> None:
+        float32_summary, columns_KC = wide[whole[i].name]
+        rounded[whole[i].name] = kl_divergence(float32_summary, summarize(logits_KV, columns_KC)).float()
+
+    if plain is not None:
+        run_by_layer(plain, whole, keep_rounded, None, within("plainly rounded", report))
     eager: dict[tuple[int, int], Tensor] = {}
     divergence: dict[int, Tensor] = {}
 
@@ -236,7 +203,8 @@ def run_eager(
     for i, (sequence, row) in enumerate(zip(sequences, margins, strict=True)):
         float32_summary, columns = wide.get(sequence.name, (None, None))
         kept = (float32_summary, columns, divergence.get(i))
-        expected.append(tuple(Expected(eager[i, j], *kept, margin) for j, margin in enumerate(row)))
+        more = (rounded.get(sequence.name), targets.get(sequence.name))
+        expected.append(tuple(Expected(eager[i, j], *kept, margin, *more) for j, margin in enumerate(row)))
     rounding: dict[int, list[float]] = {i: [] for i in twice}
     for (i, j), vector in other.items():
         if margins[i][j] > TIE_MARGIN:
@@ -247,11 +215,3 @@ def run_eager(
 def _summed_twice(weights: Weights, sequence: Sequence) -> bool:
     """Long calls of a quantized network have ties."""
     return sequence.name.startswith("short") or not quantizes_activations(weights, "lm_head.weight")
-
-
-def task_of(tokenizer: Tokenizer | None, prompts: list[Tensor], task: TaskConfig, max_seq_len: int) -> Task | None:
-    """The prompts that are to be solved, if the checkpoint can read the task."""
-    if not task.n_solve or task.prompts is None or tokenizer is None:
-        return None
-    chosen = [prompt for prompt in prompts[: task.n_solve] if len(prompt) + task.new_tokens <= max_seq_len]
-    return Task(tuple(chosen), task.new_tokens, task.threshold) if chosen else None

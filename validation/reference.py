@@ -16,6 +16,7 @@ from torch import Tensor
 from validation.logits import Summary
 
 MAX_HEADER = 2**24  # bytes
+MAX_NEW = 2**16  # tokens of a greedy answer
 
 
 class ReferenceError(RuntimeError):
@@ -52,6 +53,8 @@ class Expected:
     eager: from the same model in eager, the `vector` of a `Summary`. float32: from the float32 model, for whole
         sequences, by which quality is judged. columns: int64 [K, C], those of its values.
     divergence: float32 [K], nats, of the quantized model in eager from the float32 model, where that is recorded.
+    plain: float32 [K], the same of weights that are rounded to the nearest, where the recipe does otherwise.
+    targets: int64 [K], the tokens of the text that the rows predict, where there is one; among the columns.
     tie_margin: how far the nearest quantized activation is from a rounding tie, in steps of its int8 grid
     (0..0.5); infinite without quantized activations.
     """
@@ -61,6 +64,8 @@ class Expected:
     columns: Tensor | None
     divergence: Tensor | None
     tie_margin: float
+    plain: Tensor | None = None
+    targets: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,14 @@ class Task:
     prompts: tuple[Tensor, ...]
     n_new: int
     threshold: float | None
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """What the float32 model writes after prompts, int64 [P] each: `validation.greedy`. tokens: int64 [N, n_new]."""
+
+    prompts: tuple[Tensor, ...]
+    tokens: Tensor
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,7 @@ class Reference:
     expected: tuple[tuple[Expected, ...], ...]
     floor_db: float
     task: Task | None = None
+    greedy: Greedy | None = None
 
 
 def save_reference(reference: Reference, file: Path) -> None:
@@ -99,6 +113,8 @@ def save_reference(reference: Reference, file: Path) -> None:
             if logits.float32 is not None and logits.columns is not None and logits.divergence is not None:
                 tensors[prefix + "columns"] = logits.columns
                 tensors[prefix + "divergence"] = logits.divergence
+                kept = {"plain": logits.plain, "targets": logits.targets}
+                tensors |= {prefix + name: tensor for name, tensor in kept.items() if tensor is not None}
                 for field, tensor in vars(logits.float32).items():
                     tensors[f"{prefix}float32/{field}"] = tensor.contiguous()
             margin = None if logits.tie_margin == float("inf") else logits.tie_margin
@@ -110,6 +126,10 @@ def save_reference(reference: Reference, file: Path) -> None:
         tensors["task/prompts"] = torch.cat(reference.task.prompts)
         tensors["task/lengths"] = torch.tensor([len(prompt) for prompt in reference.task.prompts])
         header["task"] = {"n_new": reference.task.n_new, "threshold": reference.task.threshold}
+    if reference.greedy is not None:
+        tensors["greedy/prompts"] = torch.cat(reference.greedy.prompts)
+        tensors["greedy/lengths"] = torch.tensor([len(prompt) for prompt in reference.greedy.prompts])
+        tensors["greedy/tokens"] = reference.greedy.tokens
     # Sorted, so that the same content is the same bytes; not by save_file, whose files only their owner can read.
     in_order = {name: tensor.clone() for name, tensor in sorted(tensors.items())}
     file.write_bytes(save(in_order, metadata={"reference": json.dumps(header)}))
@@ -137,6 +157,7 @@ def load_reference(file: Path) -> Reference:
                 sequences.append(Sequence(str(entry["name"]), tuple(calls)))
                 expected.append(tuple(logits))
             task = None if header.get("task") is None else _task(opened, header["task"])
+            greedy = _greedy(opened) if "greedy/tokens" in names else None
             floor_db = math.inf if header["floor_db"] is None else header["floor_db"]
             if not isinstance(floor_db, float) or math.isnan(floor_db):
                 raise ValueError(f"floor_db {floor_db!r}")
@@ -150,7 +171,7 @@ def load_reference(file: Path) -> Reference:
         raise ReferenceError(f"{file}: lacks the recorded calls {', '.join(sorted(missing))}")
     if kinds != KINDS or len(set(found)) < len(found):
         raise ReferenceError(f"{file}: holds recorded calls of no known kind, or of the same name")
-    return Reference(tuple(sequences), tuple(expected), floor_db, task)
+    return Reference(tuple(sequences), tuple(expected), floor_db, task, greedy)
 
 
 def _call(opened: Any, prefix: str, entry: dict[str, Any]) -> Call:
@@ -182,20 +203,38 @@ def _expected(opened: Any, prefix: str, margin: Any, n_rows: int, names: set[str
     if float32.vector.shape != eager.shape or float32.values.shape != (eager if is_whole else columns).shape:
         raise ValueError(f"{prefix}: logits of another shape")
     divergence = _tensor(opened, prefix + "divergence", torch.float32, 1, n_rows)
-    if not divergence.isfinite().all():
+    plain = _tensor(opened, prefix + "plain", torch.float32, 1, n_rows) if prefix + "plain" in names else None
+    if not all(nats.isfinite().all() for nats in (divergence, plain) if nats is not None):
         raise ValueError(f"{prefix}: a divergence that is not finite")
-    return Expected(eager, float32, columns, divergence, margin)
+    targets = _tensor(opened, prefix + "targets", torch.int64, 1, n_rows) if prefix + "targets" in names else None
+    if targets is not None:
+        is_kept = (targets >= 0) & (targets < eager.shape[1]) if is_whole else (columns == targets[:, None]).any(1)
+        if not is_kept.all():
+            raise ValueError(f"{prefix}: a target that is none of the columns")
+    return Expected(eager, float32, columns, divergence, margin, plain, targets)
 
 
 def _task(opened: Any, entry: dict[str, Any]) -> Task:
-    lengths = _tensor(opened, "task/lengths", torch.int64, 1).tolist()
-    prompts = _tensor(opened, "task/prompts", torch.int64, 1)
     n_new, threshold = entry["n_new"], entry["threshold"]
     if type(n_new) is not int or not 0 < n_new < 2**31 or not isinstance(threshold, float | int | None):
         raise ValueError(f"task: n_new {n_new!r}, threshold {threshold!r}")
+    return Task(_prompts(opened, "task"), n_new, threshold)
+
+
+def _greedy(opened: Any) -> Greedy:
+    prompts = _prompts(opened, "greedy")
+    tokens = _tensor(opened, "greedy/tokens", torch.int64, 2, len(prompts))
+    if not 0 < tokens.shape[1] <= MAX_NEW:
+        raise ValueError(f"greedy: {tokens.shape[1]} new tokens")
+    return Greedy(prompts, tokens)
+
+
+def _prompts(opened: Any, of: str) -> tuple[Tensor, ...]:
+    lengths = _tensor(opened, f"{of}/lengths", torch.int64, 1).tolist()
+    prompts = _tensor(opened, f"{of}/prompts", torch.int64, 1)
     if not lengths or min(lengths) < 1 or sum(lengths) != len(prompts):
-        raise ValueError("task: prompts of another length")
-    return Task(prompts.split(lengths), n_new, threshold)
+        raise ValueError(f"{of}: prompts of another length")
+    return prompts.split(lengths)
 
 
 def _tensor(opened: Any, name: str, dtype: torch.dtype, n_dims: int, length: int | None = None) -> Tensor:

@@ -30,9 +30,10 @@ from runtime.options import Network
 from runtime.program import Program, ProgramError
 from runtime.threads import use_threads
 from validation.child import run_child
+from validation.greedy import write_greedily
 from validation.logits import Summary, digest, summarize
 from validation.progress import Report, silent
-from validation.reference import Reference, ReferenceError, Task, load_reference
+from validation.reference import Call, Greedy, Reference, ReferenceError, Task, load_reference
 
 PHASES = ("loading", "calls", "prompts")  # of the process that runs the program
 EACH_CALL = 4  # tokens that a call takes as long as, besides its own: it reads all weights
@@ -50,7 +51,8 @@ class Answers:
 class Replay:
     """logits[name of the sequence][i]: what is kept of call i's. digests: sha256 of the bits of all of them.
 
-    seconds: by sequence, what each call took. answers: to the task, if any. peak_rss, anonymous: bytes, of the process
+    seconds: by sequence, what each call took. answers: to the task, if any. greedy: int64 [N, n_new], those of
+    `Reference.greedy`. peak_rss, anonymous: bytes, of the process
     that ran the program, at its peak and at its end. threads: that the runtime computed in. metadata: the program's
     constant methods.
     """
@@ -59,6 +61,7 @@ class Replay:
     digests: dict[str, list[str]]
     seconds: dict[str, list[float]]
     answers: Answers | None
+    greedy: Tensor | None
     load_seconds: float
     run_seconds: float
     peak_rss: int
@@ -137,12 +140,13 @@ def _read_output(output: Path) -> Replay:
         answers = None
         if header["has_task"]:
             answers = Answers(**{f.name: opened.get_tensor(f"task/{f.name}") for f in fields(Answers)})
+        greedy = opened.get_tensor("greedy") if header["has_greedy"] else None
     kept = ("digests", "seconds", "load_seconds", "run_seconds", "peak_rss", "anonymous", "threads", "metadata")
-    return Replay(logits=logits, answers=answers, **{key: header[key] for key in kept})
+    return Replay(logits=logits, answers=answers, greedy=greedy, **{key: header[key] for key in kept})
 
 
 def _run(
-    program: Program, reference: Reference, task: Task | None
+    program: Program, reference: Reference, task: Task | None, greedy: Greedy | None
 ) -> tuple[dict[str, Tensor], dict[str, list[str]], dict[str, list[float]]]:
     """(tensors of the summaries and answers, digests and seconds by sequence)."""
     outputs: dict[str, Tensor] = {}
@@ -172,7 +176,19 @@ def _run(
                 outputs[f"{sequence.name}/{i}/{field}"] = tensor.contiguous().clone()
     if task is not None:
         outputs |= {f"task/{name}": tensor for name, tensor in vars(solve(program, task, _tell)).items()}
+    if greedy is not None:
+        outputs["greedy"] = _greedy(program, greedy)
     return outputs, digests, seconds
+
+
+def _greedy(program: Program, greedy: Greedy) -> Tensor:
+    def run(calls: list[Call]) -> list[Tensor]:
+        return [program.start()(c.tokens, c.start_pos, c.kv_len, c.rows)[0].clone() for c in calls]
+
+    try:
+        return write_greedily(run, greedy.prompts, greedy.tokens.shape[1], program.mask_id)
+    except ValueError as error:  # longer than the program, or rows that it has no room for
+        raise ProgramError(f"greedy answers: {error}") from error
 
 
 def shortest(reference: Reference, tokens: int) -> Reference:
@@ -212,7 +228,7 @@ def main() -> None:
         reference = load_reference(args.reference)
         if args.tokens is not None:
             reference = shortest(reference, args.tokens)
-        task = reference.task if args.solve else None
+        task, greedy = (reference.task, reference.greedy) if args.solve else (None, None)
         n_bytes = pte.stat().st_size
         longest = max((len(call.tokens) for sequence in reference.sequences for call in sequence.calls), default=0)
         threads = use_threads(args.threads)  # what this imports is not the program's
@@ -223,7 +239,7 @@ def main() -> None:
         program = Program.open(pte)
         loaded = time.perf_counter()
         program.before_call = lambda T: end_if_call_hangs(T, n_bytes)
-        outputs, digests, seconds = _run(program, reference, task)
+        outputs, digests, seconds = _run(program, reference, task, greedy)
         signal.setitimer(signal.ITIMER_REAL, 0)
         ended = time.perf_counter()
     except (ProgramError, ReferenceError, ValueError, OSError) as error:
@@ -233,6 +249,7 @@ def main() -> None:
         "digests": digests,
         "seconds": seconds,
         "has_task": task is not None,
+        "has_greedy": greedy is not None,
         "load_seconds": loaded - started,
         "run_seconds": ended - loaded,
         "metadata": asdict(program.metadata),

@@ -17,6 +17,16 @@ from validation.tasks import load_checker, read_prompts
 class ValidationConfig:
     seed: int = 0
     n_prompts: int = 32
+    prompts: str | None = None
+
+
+@dataclass
+class Budget:
+    """What the owner of a checkpoint allows a program to lose. kl, loss: nats. solved: points of 100."""
+
+    kl: float | None = None
+    loss: float | None = None
+    solved: float | None = None
 
 
 @dataclass
@@ -40,6 +50,11 @@ RANGES = {
     "top1_agreement": (0.0, 1.0),
     "kl_divergence": (math.inf, 0.0),
     "kl_slack": (math.inf, 0.0),
+    "kl_beside_plain": (math.inf, 0.0),
+    "loss": (math.inf, 0.0),
+    "loss_increase": (math.inf, -math.inf),
+    "order_agreement": (0.0, 1.0),
+    "same_answers": (0.0, 1.0),
     "sqnr_db": (0.0, math.inf),
     "cosine": (-1.0, 1.0),
     "max_abs_diff": (math.inf, 0.0),
@@ -58,6 +73,23 @@ def check_bounds(prefix: str, bounds: Mapping[str, float | None]) -> None:
             raise UsageError(
                 f"{prefix}{name} {bound:g}: no verdict could come of it, a value is from {worst:g} (worst) to {best:g}"
             )
+
+
+def check_budget(budget: Budget, has_text: bool, has_task: bool) -> None:
+    """Before the long work. Raises `UsageError` for a budget that cannot be held against anything, all at once."""
+    wrong = []
+    if budget.kl is not None and budget.kl <= 0:
+        wrong.append(f"budget.kl {budget.kl:g}: is the divergence that is allowed, in nats, above 0")
+    if budget.loss is not None and not has_text:
+        wrong.append("budget.loss: is of the tokens of a text, and there is none: give validation.prompts=FILE")
+    if budget.kl is not None and not (has_text or has_task):
+        wrong.append("budget.kl: quality is not judged on random tokens: give a checkpoint with a tokenizer")
+    if budget.solved is not None and not 0 <= budget.solved < 100:
+        wrong.append(f"budget.solved {budget.solved:g}: are the points of 100 that may be lost")
+    if budget.solved is not None and not has_task:
+        wrong.append("budget.solved: there is no task to solve: give task=NAME")
+    if wrong:
+        raise UsageError("; ".join(wrong))
 
 
 def check_settings(task: TaskConfig, settings: ValidationConfig) -> None:

@@ -12,9 +12,9 @@ from typing import Any, TypeVar, cast
 from omegaconf import OmegaConf
 
 from evidence.baseline import against_baseline, open_baseline
-from pipeline.config import load_task, names_of
+from pipeline.config import DEFAULT_TEXT, load_task, names_of
 from pipeline.display import Display
-from pipeline.export import export
+from pipeline.export import export, lengths
 from pipeline.load import load
 from pipeline.lower import lower
 from pipeline.quantize import quantize
@@ -27,9 +27,10 @@ from runtime.program import MODEL_FILE, ProgramError
 from runtime.tokenizer import TOKENIZER_FILE, load_tokenizer
 from validation.figures import Figure
 from validation.judge import check_artifact, checked_number
+from validation.material import material_of
 from validation.progress import Report
 from validation.reference import ReferenceError
-from validation.settings import TaskConfig, ValidationConfig, check_bounds, check_settings
+from validation.settings import Budget, TaskConfig, ValidationConfig, check_bounds, check_settings
 from validation.solved import Solved, share_solved, solved_figure
 
 T = TypeVar("T")
@@ -49,7 +50,8 @@ def revalidate(config: ValidateConfig, display: Display) -> list[Figure]:
         task = _task_of(artifact, manifest, config)
         baseline = None if config.baseline is None else open_baseline(Path(config.baseline), manifest)
         if config.checkpoint is not None:
-            figures = _against_checkpoint(artifact, manifest, task, Path(config.checkpoint), config.threads, display)
+            files = (Path(config.checkpoint), config.texts)
+            figures = _against_checkpoint(artifact, manifest, task, *files, config.threads, display)
         else:
             with display.stage("validate") as report:
                 figures = _alone(artifact, manifest, task, config.threads, report)
@@ -91,8 +93,9 @@ def _alone(
         raise BadArtifactError(f"{artifact}: no {TOKENIZER_FILE}, its task cannot be checked")
     recorded = manifest["solved"]
     share = share_solved(tokenizer, Path(task.checker), measured.reference.task, measured.replay.answers.tokens)
-    float32, drop = checked_number(recorded["float32"]), checked_number(manifest["recipe"]["bounds"]["solved_drop"])
-    solved = Solved(str(recorded["task"]), int(recorded["n"]), float32, share)
+    allowed = manifest["budget"]["solved"]
+    drop = checked_number(manifest["recipe"]["bounds"]["solved_drop"] if allowed is None else allowed)
+    solved = Solved(str(recorded["task"]), int(recorded["n"]), checked_number(recorded["float32"]), share)
     return [*measured.figures, solved_figure(solved, drop)]
 
 
@@ -101,15 +104,23 @@ def _against_checkpoint(
     manifest: dict[str, Any],
     task: TaskConfig,
     checkpoint: Path,
+    texts: str | None,
     threads: int | None,
     display: Display,
 ) -> list[Figure]:
     config = config_of(artifact, manifest)
+    if config.validation.prompts is not None:
+        if texts is None:
+            raise UsageError(f"{artifact} was validated on {config.validation.prompts}: give texts=FILE")
+        config.validation.prompts = texts
     check_settings(task, config.validation)
     with display.stage("load"):
         loaded = load(checkpoint)
         if loaded.digests != manifest["checkpoint"]["sha256"]:
             raise InputError(f"{checkpoint} is not the checkpoint that {artifact} was made of: its sha256 differ")
+        positions, _ = lengths(loaded.config, config.export)
+        read = (task, config.validation, positions, DEFAULT_TEXT)
+        material = material_of(loaded.folder, loaded.tokenizer, loaded.config, *read)
     with tempfile.TemporaryDirectory() as folder:
         with display.stage("quantize") as report:
             quantized = quantize(loaded, config.recipe, Path(folder), report)
@@ -121,8 +132,8 @@ def _against_checkpoint(
         with display.stage("validate") as report:
             given = replace(again, pte=artifact / MODEL_FILE)
             reference_file = Path(folder) / REFERENCE_FILE
-            settings = config.validation
-            validated = validate(given, quantized, loaded, task, settings, reference_file, report, threads)
+            asked = (material, config.budget, task, config.validation)
+            validated = validate(given, quantized, loaded, *asked, reference_file, report, threads)
     return [*validated.figures, repeated]
 
 
@@ -150,6 +161,7 @@ def config_of(artifact: Path, manifest: dict[str, Any]) -> RunConfig:
         recipe=_part(artifact, Recipe, manifest["recipe"]),
         export=_part(artifact, ExportConfig, manifest["export"]),
         validation=_part(artifact, ValidationConfig, manifest["validation"]),
+        budget=_part(artifact, Budget, manifest["budget"]),
     )
 
 
