@@ -20,6 +20,7 @@ from validation.settings import Budget, TaskConfig, ValidationConfig
 class MadeOf:
     """What a run was given. sha256: of the checkpoint's files by name. model: the network's config.json.
 
+    calibration: the text that rounding went by, if any.
     ideal_program: bytes of the program, if it held its weights and nothing else. eager: the code that multiplied there.
     """
 
@@ -31,6 +32,7 @@ class MadeOf:
     task: TaskConfig
     validation: ValidationConfig
     budget: Budget
+    calibration: dict[str, Any] | None
     max_seq_len: int
     max_rows: int
     ideal_program: int
@@ -50,9 +52,16 @@ def manifest_of(
         "checkpoint": {"name": made_of.checkpoint, "bytes": made_of.checkpoint_bytes, "sha256": made_of.sha256},
         "model": made_of.model,
         "recipe": asdict(made_of.recipe),
-        "task": asdict(task) | {"prompts": _name(task.prompts), "checker": _name(task.checker), "checkpoint": None},
+        "task": asdict(task)
+        | {
+            "prompts": _name(task.prompts),
+            "checker": _name(task.checker),
+            "calibration": _name(task.calibration),
+            "checkpoint": None,
+        },
         "validation": asdict(made_of.validation) | {"prompts": _name(made_of.validation.prompts)},
         "budget": asdict(made_of.budget),
+        "calibration": made_of.calibration,
         "verdict": asdict(validated.verdict),
         "export": {"max_seq_len": made_of.max_seq_len, "max_rows": made_of.max_rows},
         "versions": {name: version(name) for name in ("torch", "executorch", "torchao")}

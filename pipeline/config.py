@@ -30,6 +30,7 @@ CONF, ASSETS = HOME / "conf", HOME / "assets"
 # Rooms whose files decide what an artifact is.
 ROOMS = ("conf", "model", "recipes", "pipeline", "validation", "report", "evidence", "runtime")
 DEFAULT_TEXT = ASSETS / "text" / "default.jsonl"  # that quality is measured on where none is given
+CALIBRATION_TEXT = ASSETS / "text" / "calibration.jsonl"  # that rounding goes by where none is given
 BUNDLED = ASSETS / "dream_sudoku"  # the checkpoint of `conf/run.yaml`
 AUTO = "auto"  # the task that stands for the checkpoint's own
 T = TypeVar("T")

@@ -18,9 +18,12 @@ from torch import nn
 
 from model import CheckpointError, ConfigError, DreamEdge, DreamEdgeConfig
 from model.checkpoint_files import read_config, weight_files
+from pipeline.calibrate import calibration_tokens
 from pipeline.export import lengths
 from pipeline.schema import RunConfig
-from recipes.options import Attention, EmbeddingQuant, LinearQuant, Recipe
+from recipes.gptq import hessian_blocks
+from recipes.options import Attention, EmbeddingQuant, LinearQuant, Recipe, Rounding
+from recipes.quantization import quant_of
 from report.terminal import mib, show, table
 from runtime.errors import InputError, OutputError, ResourceError
 from validation.eager import ROWS, TOKENS, VOCAB
@@ -72,42 +75,57 @@ def of_sizes(
     in_file = checkpoint_bytes / numbers  # bytes of a number
     V, D, L, S = config.vocab_size, config.hidden_size, config.num_hidden_layers, max_seq_len
 
-    def stored(module: nn.Module) -> float:
+    def quant_in(name: str, module: nn.Module) -> LinearQuant | None:
+        return quant_of(name, recipe.linear) if isinstance(module, nn.Linear) else None
+
+    def stored(name: str, module: nn.Module) -> float:
         own = dict(module.named_parameters(recurse=False))
         n_bytes = 0.0
-        if isinstance(module, nn.Linear) and recipe.linear is not None:
-            n_bytes = _bytes(own.pop("weight"), recipe.linear, recipe.linear.weight_bits)
+        quant = quant_in(name, module)
+        if quant is not None:
+            n_bytes = _bytes(own.pop("weight"), quant, quant.weight_bits)
         elif isinstance(module, nn.Embedding) and recipe.embedding is not None:
             n_bytes = _bytes(own.pop("weight"), recipe.embedding, 8)  # one to a byte until executorch packs them
         return n_bytes + sum(p.numel() for p in own.values()) * itemsize
 
-    def unpacked(module: nn.Module) -> float:
-        is_int4 = isinstance(module, nn.Linear) and recipe.linear is not None and recipe.linear.weight_bits == 4
+    def unpacked(name: str, module: nn.Module) -> float:
+        quant = quant_in(name, module)
+        is_int4 = quant is not None and quant.weight_bits == 4
         return sum(p.numel() for p in module.parameters(recurse=False)) if is_int4 else 0
 
-    def quantizing(part: nn.Module) -> float:
+    def in_part(name: str, part: nn.Module) -> float:
+        return sum(stored(*named) for named in part.named_modules(prefix=name))
+
+    def quantizing(name: str, part: nn.Module) -> float:
         """The mapped weights, the integers of a part one to a byte, what is stored, and copies of it to hash."""
-        numel, integers = sum(p.numel() for p in part.parameters()), sum(unpacked(m) for m in part.modules())
+        integers = sum(unpacked(*named) for named in part.named_modules(prefix=name))
         copies = 2.0 if integers else 1.5 if recipe.linear is not None else 1.0
-        return numel * in_file + integers + copies * sum(stored(m) for m in part.modules())
+        own = sum(p.numel() for p in part.parameters()) * in_file + integers + copies * in_part(name, part)
+        return own + _calibrating(config, recipe, part)
 
     layer = model.layers[0]
+    layers = {i: in_part(f"layers.{i}", layer) for i in range(L)}
     tied = config.tie_word_embeddings and recipe.linear is None and recipe.embedding is None
-    head = 0.0 if tied else stored(model.lm_head)
-    cache = stored(model.embed_tokens) + L * sum(map(stored, layer.modules())) + stored(model.norm) + head
+    head = 0.0 if tied else stored("lm_head", model.lm_head)
+    embedding = stored("embed_tokens", model.embed_tokens)
+    cache = embedding + sum(layers.values()) + stored("norm", model.norm) + head
     output = cache
     if recipe.embedding is not None:
         output += _bytes(model.embed_tokens.weight, recipe.embedding, recipe.embedding.weight_bits)
-        output -= stored(model.embed_tokens)
+        output -= embedding
     largest = max(p.numel() for p in model.parameters()) * in_file
     arena = largest_plan(config, recipe.attention, S, max_rows, itemsize)
     graph = PROCESS + L * (GRAPH + GRAPH_PER_WEIGHT * in_layer)
     # executorch holds the embedding, its copy, and some of a third while it lays out the program; the first is mapped
     # besides where it was quantized. Measured: 2.9 to 3.8 times at 28 layers of Dream-7B.
-    lowering = PROCESS + L * DELEGATE + (2.2 if recipe.embedding is None else 3.3) * stored(model.embed_tokens)
-    packed = output - stored(model.embed_tokens)
+    lowering = PROCESS + L * DELEGATE + (2.2 if recipe.embedding is None else 3.3) * embedding
+    packed = output - embedding
     # While it loads, or in a call of max_seq_len tokens: an MLP's activations, or a layer's scores.
-    loading = arena + stored(model.embed_tokens) + max(map(stored, (*layer.modules(), model.lm_head)))
+    matrices = [
+        *(named for i in range(L) for named in layer.named_modules(prefix=f"layers.{i}")),
+        ("lm_head", model.lm_head),
+    ]
+    loading = arena + embedding + max(stored(*named) for named in matrices)
     scores = config.num_attention_heads * S * S if recipe.attention is Attention.delegated else 0
     calling = arena + itemsize * max(5 * S * config.intermediate_size, 2 * scores)
     program = CHILD + packed + max(loading, calling)
@@ -120,13 +138,34 @@ def of_sizes(
         eager = max(eager, graph + 4 * numbers)
     memory = {
         "load": PROCESS + largest,
-        "quantize": PROCESS + max(quantizing(part) for part in (model.embed_tokens, layer, model.lm_head)),
+        "quantize": PROCESS
+        + max(
+            quantizing(*named)
+            for named in (("embed_tokens", model.embed_tokens), ("layers.0", layer), ("lm_head", model.lm_head))
+        ),
         "export": graph,
         "lower": lowering,
         "validate": eager,
         "program": program,
     }
     return Estimate({stage: int(n) for stage, n in memory.items()}, int(cache), int(output))
+
+
+def _calibrating(config: DreamEdgeConfig, recipe: Recipe, part: nn.Module) -> float:
+    """Bytes: a part in float32, the Hessians of its inputs, one of them inverted in float64, and the texts' stream."""
+    if recipe.linear is None or recipe.linear.rounding is not Rounding.gptq:
+        return 0.0
+    linears = [module for module in part.modules() if isinstance(module, nn.Linear)]
+    if not linears:
+        return 0.0
+    blocks = [
+        (b.stop - b.start) ** 2
+        for width in {linear.in_features for linear in linears}
+        for b in hessian_blocks(width, recipe.linear.group_size)
+    ]
+    weights = 4 * sum(linear.weight.numel() for linear in linears)
+    stream = 4 * calibration_tokens(config) * config.hidden_size * 6
+    return weights + 4 * 2 * sum(blocks) + 24 * max(blocks) + stream
 
 
 def _bytes(weight: torch.Tensor, quant: LinearQuant | EmbeddingQuant, weight_bits: int) -> float:

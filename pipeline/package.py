@@ -20,6 +20,7 @@ from typing import Any
 from evidence.bundle import write_bundle
 from evidence.manifest import MadeOf, file_entry, manifest_of
 from evidence.provenance import statement
+from pipeline.calibrate import Calibration
 from pipeline.config import source_files
 from pipeline.display import StageStats
 from pipeline.estimate import Estimate
@@ -83,6 +84,7 @@ def package(
     folder: Path,
     config: RunConfig,
     loaded: Loaded,
+    calibration: Calibration | None,
     lowered: Lowered,
     validated: Validated,
     noise: dict[str, Any] | None,
@@ -112,6 +114,7 @@ def package(
         task=config.task,
         validation=config.validation,
         budget=config.budget,
+        calibration=calibration.noted if calibration is not None else None,
         max_seq_len=lowered.max_seq_len,
         max_rows=lowered.max_rows,
         ideal_program=needs.output,
@@ -125,7 +128,7 @@ def package(
     inputs = {f"checkpoint/{file.name}": file for file in loaded.tokenizer_files}
     inputs |= {f"task/{Path(file).name}": Path(file) for file in (config.task.prompts, config.task.checker) if file}
     texts = config.validation.prompts
-    inputs |= {f"text/{Path(texts).name}": Path(texts)} if texts else {}
+    inputs |= {f"text/{Path(file).name}": Path(file) for file in (texts, config.calibration) if file}
     (folder / PROVENANCE_FILE).write_text(_json(statement(folder, manifest, inputs, source_files())), encoding="utf-8")
     return manifest
 

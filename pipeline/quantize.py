@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,22 @@ from typing import Any
 import psutil
 from safetensors import SafetensorError
 
+from pipeline import calibrate
+from pipeline.calibrate import Calibration, Stream, needs_text
 from pipeline.display import Report
 from pipeline.load import Loaded
-from recipes import packing, quantization, stored
-from recipes.options import Recipe
+from recipes import gptq, packing, quantization, stored
+from recipes.options import Recipe, Rounding, Scales
 from recipes.quantization import QuantizationError
 from recipes.stored import Weights, open_stored, parts, store, untie
 from runtime.artifact import sha256
 from runtime.errors import OutputError, RecipeError
+from validation import texts
+from validation.products import kernels
+from validation.progress import within
 
 KEY_FILE = "made_of.json"
-MAKERS = (packing, quantization, stored)  # the code that decides the bytes
+MAKERS = (calibrate, gptq, packing, quantization, stored, texts)  # the code that decides the bytes
 
 
 @dataclass(frozen=True)
@@ -37,17 +42,40 @@ class Quantized:
     plain: Weights | None = None
 
 
-def cache_folder(loaded: Loaded, recipe: Recipe, cache: Path) -> Path:
+def cache_folder(loaded: Loaded, recipe: Recipe, cache: Path, calibration: Calibration | None = None) -> Path:
     """Where the weights are kept, by a hash of all that decides their bytes."""
-    return cache / hashlib.sha256(_made_of(loaded, recipe).encode()).hexdigest()[:16]
+    return cache / hashlib.sha256(_made_of(loaded, recipe, calibration).encode()).hexdigest()[:16]
 
 
-def quantize(loaded: Loaded, recipe: Recipe, cache: Path, report: Report) -> Quantized:
+def quantize(
+    loaded: Loaded, recipe: Recipe, cache: Path, report: Report, calibration: Calibration | None = None
+) -> Quantized:
+    """As the recipe says, and beside it plainly, where that is something else: what quality is held against.
+
+    A recipe that needs calibration text and is given none is plain, too.
+    """
+    simple = plain(recipe)
+    if simple == recipe or (needs_text(recipe) and calibration is None):
+        return Quantized(_kept(loaded, simple, cache, report, None), recipe)
+    beside = _kept(loaded, simple, cache, within("plainly", report), None)
+    return Quantized(_kept(loaded, recipe, cache, report, calibration), recipe, beside)
+
+
+def plain(recipe: Recipe) -> Recipe:
+    """The same formats, each weight rounded to the nearest."""
+    if recipe.linear is None:
+        return recipe
+    return replace(recipe, linear=replace(recipe.linear, rounding=Rounding.nearest, scales=Scales.absmax))
+
+
+def _kept(loaded: Loaded, recipe: Recipe, cache: Path, report: Report, calibration: Calibration | None) -> Weights:
     """What is in `cache` already is taken from there.
 
     Raises `RecipeError` that names the layers whose sizes do not fit, and `OutputError` if `cache` cannot be written.
     """
-    made_of, folder = _made_of(loaded, recipe), cache_folder(loaded, recipe, cache)
+    made_of, folder = _made_of(loaded, recipe, calibration), cache_folder(loaded, recipe, cache, calibration)
+    stream = Stream(calibration, loaded.model, recipe, folder) if calibration is not None else None
+    hessians_of = stream.hessians_of if stream is not None else None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / KEY_FILE).write_text(made_of, encoding="utf-8")
@@ -56,17 +84,17 @@ def quantize(loaded: Loaded, recipe: Recipe, cache: Path, report: Report) -> Qua
         sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts(loaded.model).items()}
         report("parts", 0, len(sizes))
         gone = 0
-        for i, (name, was_there) in enumerate(store(loaded.model, recipe, folder), start=1):
+        for i, (name, was_there) in enumerate(store(loaded.model, recipe, folder, hessians_of), start=1):
             gone += sizes[name]
             report("parts from the cache" if was_there else "parts", i, len(sizes), gone / sum(sizes.values()))
-        return Quantized(open_stored(folder, loaded.model, recipe), recipe)
+        return open_stored(folder, loaded.model, recipe)
     except QuantizationError as error:
         raise RecipeError(f"recipe {recipe.name} on {loaded.folder}: {error}") from error
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cache {folder} cannot be written: {error}") from error
 
 
-def _made_of(loaded: Loaded, recipe: Recipe) -> str:
+def _made_of(loaded: Loaded, recipe: Recipe, calibration: Calibration | None) -> str:
     """Whatever decides the bytes of quantized weights."""
     content: dict[str, Any] = {
         "code": {module.__name__: sha256(Path(str(module.__file__))) for module in MAKERS},
@@ -77,7 +105,9 @@ def _made_of(loaded: Loaded, recipe: Recipe) -> str:
         "embedding": recipe.embedding and asdict(recipe.embedding),
         "versions": {name: version(name) for name in ("torch", "torchao")},
     }
-    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+    if calibration is not None:  # its sums are those of the processor's kernels
+        content["calibration"] = calibration.noted | {"kernels": kernels()}
+    return json.dumps(content, indent=2, sort_keys=True, default=lambda enum: enum.value) + "\n"
 
 
 def _remove_left_behind(folder: Path) -> None:

@@ -6,7 +6,8 @@ import gc
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.config import AUTO, DEFAULT_TEXT, load_task, task_of_checkpoint
+from pipeline.calibrate import calibration_of
+from pipeline.config import AUTO, CALIBRATION_TEXT, DEFAULT_TEXT, load_task, task_of_checkpoint
 from pipeline.display import Display
 from pipeline.estimate import check_resources
 from pipeline.export import export, lengths
@@ -40,9 +41,11 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
             max_seq_len, _ = lengths(loaded.config, config.export)  # before the long work
             asked = (config.task, config.validation, max_seq_len, DEFAULT_TEXT)
             material = material_of(loaded.folder, loaded.tokenizer, loaded.config, *asked)
+            given = config.calibration or config.task.calibration
+            calibration = calibration_of(loaded, config.recipe, given, CALIBRATION_TEXT)
             check_budget(config.budget, bool(material.texts), config.task.n_solve > 0)
         with display.stage("quantize") as report:
-            quantized = quantize(loaded, config.recipe, Path(config.cache), report)
+            quantized = quantize(loaded, config.recipe, Path(config.cache), report, calibration)
         with display.stage("export"):
             exported = export(quantized, config.export)
         with display.stage("lower") as report:
@@ -51,12 +54,12 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
             gc.collect()  # graphs hold each other, and the last copy of the embedding
         with display.stage("validate") as report:
             reference_file = folder / REFERENCE_FILE
-            given = (material, config.budget, config.task, config.validation)
-            validated = validate(lowered, quantized, loaded, *given, reference_file, report)
+            asked_of = (material, config.budget, config.task, config.validation)
+            validated = validate(lowered, quantized, loaded, *asked_of, reference_file, report)
             sequences = validated.measured.reference.sequences
             noise = noise_of(Weights(loaded.model, {}), quantized.weights, config.recipe, sequences, report)
         with display.stage("package"):
-            manifest = package(folder, config, loaded, lowered, validated, noise, display.stages, needs)
+            manifest = package(folder, config, loaded, calibration, lowered, validated, noise, display.stages, needs)
             if not validated.ok:
                 failed = place_failed(folder, output)
                 wrong = "; ".join(str(figure) for figure in validated.figures if not figure.ok)

@@ -21,6 +21,7 @@ class ExportConfig:
 @dataclass
 class RunConfig:
     checkpoint: str = MISSING
+    calibration: str | None = None
     output: str = MISSING
     force: bool = False
     overwrite: bool = False
@@ -70,6 +71,7 @@ class Margins:
 class ValidateConfig:
     artifact: str = MISSING
     checkpoint: str | None = None
+    calibration: str | None = None
     prompts: str | None = None
     checker: str | None = None
     texts: str | None = None
@@ -196,8 +198,20 @@ class CleanConfig:
 
 
 # Keys of type `str`, by their last names: those that are paths, whose `~` is expanded, and other text.
-PATHS = {"artifact", "a", "b", "baseline", "cache", "checker", "checkpoint", "html", "junit", "key", "output"}
-PATHS |= {"packed_cache", "prompts", "summary", "texts"}
+PATHS = {
+    "artifact",
+    "a",
+    "b",
+    "baseline",
+    "cache",
+    "checker",
+    "checkpoint",
+    "html",
+    "junit",
+    "key",
+    "output",
+}
+PATHS |= {"calibration", "packed_cache", "prompts", "summary", "texts"}
 TEXTS = {"description", "name", "prompt"}
 
 SCHEMAS = {

@@ -53,16 +53,39 @@ class Rotate(Enum):
     r2 = "r2"
 
 
+class Rounding(Enum):
+    """How the integers are chosen. nearest: each by itself. hqq: torchao's half-quadratic search, without any text.
+
+    gptq: one input after another, on what calibration text makes of them (`recipes/gptq.py`).
+    """
+
+    nearest = "nearest"
+    hqq = "hqq"
+    gptq = "gptq"
+
+
+class Scales(Enum):
+    """absmax: with room for the largest weight. least_squares: with the least loss by rounding."""
+
+    absmax = "absmax"
+    least_squares = "least_squares"
+
+
 @dataclass
 class LinearQuant:
     """Of every linear layer. Activations become int8 for each token while the program runs.
 
     group_size: inputs that share a scale, None for one scale an output channel. XNNPACK has int4 in groups
-    (multiples of 32) and per channel, int8 per channel.
+    (multiples of 32) and per channel, int8 per channel. rules: other formats by the names of layers, where `*` stands
+    for anything, as `lm_head: int8`; the first that matches counts. Formats: int8, int4 (groups of 32), int4_64,
+    int4_128, …, int4_channel.
     """
 
     weight_bits: int = 4
     group_size: int | None = 32
+    rounding: Rounding = Rounding.nearest
+    scales: Scales = Scales.absmax
+    rules: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

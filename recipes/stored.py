@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,18 +20,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchao.quantization import IntxUnpackedToInt8Tensor
-from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import (
-    IntxUnpackedToInt8TensorActivationQuantization,
-)
 
 from model import DreamEdge
 from model.pages import release
 from recipes.options import Backend, Recipe
 from recipes.packing import pack_int4, packed_digests, unpack_int4
-from recipes.quantization import QuantizationError, check_sizes, quantize_module
+from recipes.quantization import INT8_ACTIVATIONS, Hessians, QuantizationError, check_sizes, quant_of, quantize_module
 
 CHUNK = 2**23
-INT8_ACTIVATIONS = IntxUnpackedToInt8TensorActivationQuantization.INT8_ASYM_PER_TOKEN
 
 
 @dataclass(frozen=True)
@@ -104,11 +100,17 @@ def parts(model: DreamEdge) -> dict[str, nn.Module]:
     return named
 
 
-def store(model: DreamEdge, recipe: Recipe, folder: Path) -> Iterator[tuple[str, bool]]:
+def store(
+    model: DreamEdge,
+    recipe: Recipe,
+    folder: Path,
+    hessians_of: Callable[[str, nn.Module], Hessians] | None = None,
+) -> Iterator[tuple[str, bool]]:
     """Quantize the parts of `model` into `folder`, yielding each one's name, and whether it was there already.
 
-    `model` is left as it is; its weights may be mappings of a checkpoint file. Raises `QuantizationError` before
-    anything is written.
+    `model` is left as it is; its weights may be mappings of a checkpoint file. hessians_of: of the linear layers in a
+    part, given its name and its floats, when all parts before it are stored. Raises `QuantizationError` before anything
+    is written.
     """
     check_sizes(model, recipe.linear, recipe.embedding)
     if recipe.linear is not None and recipe.backend is not Backend.xnnpack:
@@ -120,8 +122,9 @@ def store(model: DreamEdge, recipe: Recipe, folder: Path) -> Iterator[tuple[str,
         done = is_whole(file)
         if not done:
             made = _copied(part)
-            for module in made.modules():
-                quantize_module(module, recipe.dtype, recipe.linear, recipe.embedding)
+            hessians = hessians_of(name, made) if hessians_of is not None else None
+            for path, module in made.named_modules(prefix=name):
+                quantize_module(path, module, recipe.dtype, recipe.linear, recipe.embedding, hessians)
             _save(made, name, recipe.backend, file)
             release(*part.parameters())
         yield name, done
@@ -141,19 +144,24 @@ def is_whole(file: Path) -> bool:
         return False
 
 
-def open_stored(folder: Path, like: DreamEdge, recipe: Recipe) -> Weights:
-    """like: the model that was stored, of which only sizes and names are read. Raises `OSError`, `SafetensorError`."""
+def open_stored(folder: Path, like: DreamEdge, recipe: Recipe, only: str | None = None) -> Weights:
+    """like: the model that was stored, of which only sizes and names are read. only: one of its parts; the others have
+    no weights then.
+
+    Raises `OSError`, `SafetensorError`.
+    """
     with torch.device("meta"):
         model = DreamEdge(like.config)
     untie(model, recipe)
     weights = Weights(model.eval(), {})
-    files = {name: folder / f"{name}.safetensors" for name in parts(model)}
+    wanted = {name: part for name, part in parts(model).items() if only in (None, name)}
+    files = {name: folder / f"{name}.safetensors" for name in wanted}
     found = {name: _regions(file) for name, file in files.items()}
     most = max(
         (r.n_bytes for regions in found.values() for name, r in regions.items() if name.endswith(".scale")), default=0
     )
     zero_points = torch.zeros(most, dtype=torch.int8)  # of all weights
-    for name, part in parts(model).items():
+    for name, part in wanted.items():
         # Never filled in, so they take no memory: whoever asks for these integers is given their region. One piece for
         # a part: small ones would be made of what the allocator has left over, and that is memory.
         unfilled = torch.empty(2 * sum(region.n_bytes for region in found[name].values()), dtype=torch.int8)
@@ -170,9 +178,12 @@ def open_stored(folder: Path, like: DreamEdge, recipe: Recipe) -> Weights:
                         weights.packed[full] = tensor
                         rows, columns = tensor.shape[0], 2 * tensor.shape[1]
                         tensor, unfilled = unfilled[: rows * columns].view(rows, columns), unfilled[rows * columns :]
-                    tensor = _quantized(tensor, opened.get_tensor(f"{full}.scale"), zero_points, module, recipe)
+                    quant = quant_of(full.removesuffix(".weight"), recipe.linear)
+                    bits = quant.weight_bits if isinstance(module, nn.Linear) and quant else _embedding_bits(recipe)
+                    scale = opened.get_tensor(f"{full}.scale")
+                    tensor = _quantized(tensor, scale, zero_points, isinstance(module, nn.Linear), bits, recipe)
                 setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
-    if model.lm_head.weight.is_meta:  # tied
+    if model.lm_head.weight.is_meta and only is None:  # tied
         model.lm_head.weight = model.embed_tokens.weight
     return weights
 
@@ -183,17 +194,22 @@ def _parameters(name: str, part: nn.Module) -> list[tuple[str, nn.Module, str]]:
     return [(f"{path}.{leaf}", m, leaf) for path, m in modules for leaf, _ in m.named_parameters(recurse=False)]
 
 
-def _quantized(integers: Tensor, scale: Tensor, zero_points: Tensor, module: nn.Module, recipe: Recipe) -> Tensor:
-    quant = recipe.linear if isinstance(module, nn.Linear) else recipe.embedding
-    assert quant is not None
+def _embedding_bits(recipe: Recipe) -> int:
+    assert recipe.embedding is not None
+    return recipe.embedding.weight_bits
+
+
+def _quantized(
+    integers: Tensor, scale: Tensor, zero_points: Tensor, is_linear: bool, bits: int, recipe: Recipe
+) -> Tensor:
     return IntxUnpackedToInt8Tensor(
         qdata=integers,
         scale=scale,
         zero_point=zero_points[: scale.numel()].view(scale.shape),
-        target_dtype=getattr(torch, f"int{quant.weight_bits}"),
+        target_dtype=getattr(torch, f"int{bits}"),
         block_size=(1, integers.shape[1] // scale.shape[1]),
         dtype=getattr(torch, recipe.dtype.value),
-        activation_quantization=INT8_ACTIVATIONS if isinstance(module, nn.Linear) else None,
+        activation_quantization=INT8_ACTIVATIONS if is_linear else None,
     )
 
 

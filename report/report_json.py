@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 BINS = 61  # of the differences; odd, so that one of them is "no difference"
 NOISE_TOKENS = 128  # in place of the 512 of `explain`: of a wide network they are seconds
+MEANS = ("same", "kl", "loss", "float32_loss")  # of rows that are shown by group
 GROUPS = 8  # of rows, by where they are and by how much of the answer is written
 
 
@@ -113,8 +114,8 @@ def _agreement(measured: Measured) -> dict[str, list[dict[str, Any]]]:
     """With float32, by the position that a row predicts, by the masks that are left, and by their share in percent of
     the sequence: what generation goes through.
 
-    Each group: its first and last position, number of masks or percent, rows, share of them that prefer float32's token,
-    and mean divergence in nats. Where the rows predict tokens of a text also the loss, the program's and float32's.
+    Each group: its first and last position, number of masks or percent, rows, share of them that prefer float32's
+    token, and mean divergence in nats. Where the rows predict tokens of a text also the loss, the program's and float32's.
     """
     mask_id = measured.replay.metadata["get_mask_id"]
     rows: dict[str, list[Tensor]] = {
@@ -131,7 +132,9 @@ def _agreement(measured: Measured) -> dict[str, list[dict[str, Any]]]:
             rows["loss"].append(-log_probability(a, asked.columns, asked.targets))
             rows["float32_loss"].append(-log_probability(e, asked.columns, asked.targets))
     columns = {name: torch.cat(parts) for name, parts in rows.items() if parts}
-    means = {name: columns[name] for name in ("same", "kl", "loss", "float32_loss") if name in columns}
+    means: dict[str, Tensor] = {
+        name: columns[name] for name in ("same", "kl", "loss", "float32_loss") if name in columns
+    }
     return {by: _grouped(columns[by], means) for by in ("position", "masks", "ratio")}
 
 

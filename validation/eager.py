@@ -91,20 +91,22 @@ def run_layers(
 ) -> Iterator[LayerRun]:
     """The layers one after another. While the caller looks at one, no layer's floats are in memory.
 
-    given: what the i-th to run is given, [1, N, D], in place of what the one before it gave. watch: sees each linear
-    layer's name, the layer, and what goes into it. order: which layers to run; None for the model's own.
+    given: what the i-th to run is given, [1, N, D], in place of what the one before it, or the embedding, gave.
+    watch: sees each linear layer's name, the layer, and what goes into it. order: which layers to run; None for the
+    model's own.
     multiply: what the linear layers compute; with `product` a token's bits depend on how many others go with it.
     ties: None where nobody asks.
     """
     config = weights.model.config
-    x_1ND = embed(weights, sequences, dtype)
+    begun_1ND = given(0)
+    x_1ND = embed(weights, sequences, dtype) if begun_1ND is None else begun_1ND
     rotate = _rotation(config, sequences, x_1ND.dtype)
     if twin is not None:
         twin.x_1ND = embed(weights, twin.sequences, torch.float32)
         rotate_twin = _rotation(config, twin.sequences, torch.float32)
     for step, i in enumerate(range(config.num_hidden_layers) if order is None else order):
         report("layers", step, config.num_hidden_layers if order is None else len(order))
-        instead_1ND = given(step)
+        instead_1ND = given(step) if step else None
         x_1ND = x_1ND if instead_1ND is None else instead_1ND.to(x_1ND.dtype)
         name = f"layers.{i}"
         floats = _floats_of_layer(config, weights, name, dtype)

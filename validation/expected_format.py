@@ -13,6 +13,7 @@ from model.cache import cache_shape
 from model.dream import rope_cos_sin
 from recipes.options import Attention, Backend, LinearQuant, Recipe
 from recipes.packing import tensor_sha256
+from recipes.quantization import quant_of, scale_dtype, weight_type
 from recipes.stored import Weights
 from validation.format import ExpectedFormat
 
@@ -23,16 +24,18 @@ def expected_format(
     """What the bytes of the program must show for this recipe and this quantized model."""
     config = weights.model.config
     with torch.device("meta"):
-        shapes = [(m.out_features, m.in_features) for m in DreamEdge(config).modules() if isinstance(m, nn.Linear)]
+        linears = {name: m for name, m in DreamEdge(config).named_modules() if isinstance(m, nn.Linear)}
+    shapes = {name: (linear.out_features, linear.in_features) for name, linear in linears.items()}
+    quants = {name: quant_of(name, recipe.linear) for name in shapes}
     D, S, d = config.hidden_size, max_seq_len, config.head_dim
     itemsize = getattr(torch, recipe.dtype.value).itemsize
     return ExpectedFormat(
-        weight_types=tuple(recipe.weight_types),
+        weight_types=tuple(dict.fromkeys([*recipe.weight_types, *(weight_type(q) for q in quants.values() if q)])),
         outside_ops=tuple(recipe.outside_ops),
-        linear_shapes=tuple(shapes),
+        linear_shapes=tuple(shapes.values()),
         helper_shapes=((1, D), (d, d)) if recipe.backend is Backend.xnnpack else (),
         weights=weights.digests | constant_digests(config, S, recipe),
-        bytes_per_weight=ideal_bytes_per_weight(shapes, recipe.linear, itemsize),
+        bytes_per_weight=ideal_bytes_per_weight(shapes, quants, itemsize),
         planned_memory=recipe.bounds.planned_memory * largest_plan(config, recipe.attention, S, max_rows, itemsize),
         metadata=metadata,
     )
@@ -70,11 +73,16 @@ def constant_digests(config: DreamEdgeConfig, max_seq_len: int, recipe: Recipe) 
     return {name: [tensor_sha256(constant)] for name, constant in constants.items()}
 
 
-def ideal_bytes_per_weight(shapes: list[tuple[int, int]], quant: LinearQuant | None, itemsize: int) -> float:
-    """Of the linear layers: weights, and their scales (bfloat16 of int4, float32 of int8)."""
-    if quant is None:
-        return float(itemsize)
-    weights = sum(rows * columns for rows, columns in shapes)
-    groups = sum(rows * (columns // quant.group_size if quant.group_size else 1) for rows, columns in shapes)
-    scales = groups * (2 if quant.weight_bits == 4 else 4)
-    return quant.weight_bits / 8 + scales / weights
+def ideal_bytes_per_weight(
+    shapes: dict[str, tuple[int, int]], quants: dict[str, LinearQuant | None], itemsize: int
+) -> float:
+    """Of the linear layers, by name: weights, and their scales (bfloat16 of int4, float32 of int8)."""
+    n_bytes = 0.0
+    for name, (rows, columns) in shapes.items():
+        quant = quants[name]
+        if quant is None:
+            n_bytes += itemsize * rows * columns
+        else:
+            scales = rows * (columns // quant.group_size if quant.group_size else 1)
+            n_bytes += quant.weight_bits / 8 * rows * columns + scales * scale_dtype(quant).itemsize
+    return n_bytes / sum(rows * columns for rows, columns in shapes.values())

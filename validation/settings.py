@@ -34,6 +34,7 @@ class TaskConfig:
     name: str = MISSING
     prompts: str | None = None
     checker: str | None = None
+    calibration: str | None = None
     new_tokens: int = 32
     threshold: float | None = None
     n_solve: int = 0

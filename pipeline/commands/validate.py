@@ -12,10 +12,11 @@ from typing import Any, TypeVar, cast
 from omegaconf import OmegaConf
 
 from evidence.baseline import against_baseline, open_baseline
-from pipeline.config import DEFAULT_TEXT, load_task, names_of
+from pipeline.calibrate import Calibration, calibration_of
+from pipeline.config import CALIBRATION_TEXT, DEFAULT_TEXT, load_task, names_of
 from pipeline.display import Display
 from pipeline.export import export, lengths
-from pipeline.load import load
+from pipeline.load import Loaded, load
 from pipeline.lower import lower
 from pipeline.quantize import quantize
 from pipeline.schema import ExportConfig, PinnedBounds, RunConfig, ValidateConfig
@@ -28,6 +29,7 @@ from runtime.tokenizer import TOKENIZER_FILE, load_tokenizer
 from validation.figures import Figure
 from validation.judge import check_artifact, checked_number
 from validation.material import material_of
+from validation.products import kernels
 from validation.progress import Report
 from validation.reference import ReferenceError
 from validation.settings import Budget, TaskConfig, ValidationConfig, check_bounds, check_settings
@@ -50,7 +52,7 @@ def revalidate(config: ValidateConfig, display: Display) -> list[Figure]:
         task = _task_of(artifact, manifest, config)
         baseline = None if config.baseline is None else open_baseline(Path(config.baseline), manifest)
         if config.checkpoint is not None:
-            files = (Path(config.checkpoint), config.texts)
+            files = (Path(config.checkpoint), config.texts, config.calibration)
             figures = _against_checkpoint(artifact, manifest, task, *files, config.threads, display)
         else:
             with display.stage("validate") as report:
@@ -105,6 +107,7 @@ def _against_checkpoint(
     task: TaskConfig,
     checkpoint: Path,
     texts: str | None,
+    calibration_file: str | None,
     threads: int | None,
     display: Display,
 ) -> list[Figure]:
@@ -120,26 +123,43 @@ def _against_checkpoint(
             raise InputError(f"{checkpoint} is not the checkpoint that {artifact} was made of: its sha256 differ")
         positions, _ = lengths(loaded.config, config.export)
         read = (task, config.validation, positions, DEFAULT_TEXT)
+        given = calibration_file or task.calibration
+        calibration = _calibration_of(loaded, config.recipe, manifest["calibration"], given)
         material = material_of(loaded.folder, loaded.tokenizer, loaded.config, *read)
     with tempfile.TemporaryDirectory() as folder:
         with display.stage("quantize") as report:
-            quantized = quantize(loaded, config.recipe, Path(folder), report)
+            quantized = quantize(loaded, config.recipe, Path(folder), report, calibration)
         with display.stage("export"):
             exported = export(quantized, config.export)
         with display.stage("lower") as report:
             again = lower(exported, quantized, Path(folder) / MODEL_FILE, report)
-        repeated = same_export(artifact / MODEL_FILE, again.pte)
+        other = kernels() if calibration is not None and kernels() != manifest["eager"] else None
+        repeated = same_export(artifact / MODEL_FILE, again.pte, other)
         with display.stage("validate") as report:
-            given = replace(again, pte=artifact / MODEL_FILE)
+            theirs = replace(again, pte=artifact / MODEL_FILE)
             reference_file = Path(folder) / REFERENCE_FILE
             asked = (material, config.budget, task, config.validation)
-            validated = validate(given, quantized, loaded, *asked, reference_file, report, threads)
+            validated = validate(theirs, quantized, loaded, *asked, reference_file, report, threads)
     return [*validated.figures, repeated]
 
 
-def same_export(pte: Path, again: Path) -> Figure:
-    differs = sha256(pte) != sha256(again)
-    return Figure("repeatability", "exports_that_differ", int(differs), 0, False, "this export, byte for byte")
+def same_export(pte: Path, again: Path, other_kernels: dict[str, str] | None = None) -> Figure:
+    """other_kernels: this processor's, where calibration sums in another order than it did for the artifact."""
+    differs = int(sha256(pte) != sha256(again))
+    if other_kernels is not None:
+        where = f"calibrated with other kernels: {', '.join(other_kernels.values())}"
+        return Figure("repeatability", "exports_that_differ", differs, None, False, where)
+    return Figure("repeatability", "exports_that_differ", differs, 0, False, "this export, byte for byte")
+
+
+def _calibration_of(loaded: Loaded, recipe: Recipe, noted: Any, given: str | None) -> Calibration | None:
+    """noted: the manifest's. Raises `UsageError` where the text that is here is another."""
+    if noted is None:
+        return None
+    found = calibration_of(loaded, recipe, given, CALIBRATION_TEXT)
+    if found is None or found.sha256 != noted["sha256"]:
+        raise UsageError(f"the artifact was calibrated with another {noted['source']}: give calibration=FILE")
+    return found
 
 
 def _task_of(artifact: Path, manifest: dict[str, Any], config: ValidateConfig) -> TaskConfig:
@@ -152,7 +172,7 @@ def _task_of(artifact: Path, manifest: dict[str, Any], config: ValidateConfig) -
     prompts, checker = config.prompts or known.prompts, config.checker or known.checker
     if task.n_solve and (checker is None or (config.checkpoint is not None and prompts is None)):
         raise UsageError(f"{artifact} was validated on a task {task.name!r}, which is none of conf/task: give {CHECKS}")
-    return replace(task, prompts=prompts, checker=checker)
+    return replace(task, prompts=prompts, checker=checker, calibration=known.calibration)
 
 
 def config_of(artifact: Path, manifest: dict[str, Any]) -> RunConfig:

@@ -63,4 +63,4 @@ def nan_in_a_row(model: DreamEdge, _: Recipe) -> None:
 
 
 def lm_head_quantized(model: DreamEdge, recipe: Recipe) -> None:
-    quantize_module(model.lm_head, recipe.dtype, LinearQuant(weight_bits=8, group_size=None), None)
+    quantize_module("lm_head", model.lm_head, recipe.dtype, LinearQuant(weight_bits=8, group_size=None), None)

@@ -1,0 +1,158 @@
+"""What calibration text makes of a network that is being quantized, part by part: the inputs of its linear layers."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model import DreamEdge, DreamEdgeConfig
+from pipeline.load import Loaded
+from recipes.gptq import hessian_blocks
+from recipes.options import Recipe, Rounding
+from recipes.quantization import Hessians, quant_of
+from recipes.stored import Weights, open_stored
+from runtime.artifact import sha256
+from validation.eager import embed, n_tokens, normed_rows, run_layers
+from validation.reference import Call, Sequence
+from validation.texts import hidden_of, read_texts, tokens_of, windows
+
+log = logging.getLogger(__name__)
+
+WINDOW = 256  # tokens of a text that are read together
+TOKENS = 2**15  # in all
+# A large network reads less of it: of Dream-7B 6,600 tokens, which take half of the 45 minutes that there are.
+OPERATIONS = 2e14
+# Layers that are given the same input: by the kind whose Hessian is theirs.
+SHARED = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Masked texts, all rows asked. source: the file's name. sha256: of the file."""
+
+    sequences: tuple[Sequence, ...]
+    source: str
+    sha256: str
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {"source": self.source, "sha256": self.sha256, "tokens": n_tokens(self.sequences)}
+
+
+def calibration_tokens(config: DreamEdgeConfig) -> int:
+    with torch.device("meta"):
+        numbers = sum(p.numel() for p in DreamEdge(config).layers.parameters())
+    return min(TOKENS, max(WINDOW, int(OPERATIONS / (4 * numbers))))
+
+
+def needs_text(recipe: Recipe) -> bool:
+    return recipe.linear is not None and recipe.linear.rounding is Rounding.gptq
+
+
+def calibration_of(loaded: Loaded, recipe: Recipe, given: str | None, bundled: Path) -> Calibration | None:
+    """Of the file that is given, else of the bundled text, as a diffusion model sees it: with masks of all ratios.
+
+    None for a recipe that needs none, and for a checkpoint that reads no text. Raises `UsageError`.
+    """
+    if not needs_text(recipe):
+        return None
+    file = Path(given) if given is not None else bundled
+    if loaded.tokenizer is None:
+        log.warning("recipe %s: the checkpoint has no tokenizer to read calibration text with", recipe.name)
+        return None
+    texts = tokens_of(loaded.tokenizer, read_texts(file, "calibration", loaded.folder), f"calibration: {file}", least=1)
+    generator = torch.Generator().manual_seed(0)
+    pieces, n, sequences = windows(texts, min(WINDOW, loaded.config.max_seq_len)), 0, []
+    for i, k in enumerate(torch.randperm(len(pieces), generator=generator).tolist()):
+        text, ratio = pieces[k], float(torch.rand((), generator=generator))
+        tokens = text.masked_fill(hidden_of(len(text), ratio, i % 3, generator), loaded.config.mask_token_id)
+        sequences.append(Sequence(f"text-{i}", (Call(tokens, 0, len(tokens), torch.arange(len(tokens))),)))
+        n += len(tokens)
+        if n >= calibration_tokens(loaded.config):
+            break
+    return Calibration(tuple(sequences), file.name, sha256(file))
+
+
+@dataclass
+class Stream:
+    """The calibration text on its way through the parts that are stored.
+
+    x_1ND: what has come out of the first `done` layers, of the weights as they are quantized; None before the first.
+    """
+
+    calibration: Calibration
+    model: DreamEdge
+    recipe: Recipe
+    folder: Path
+    x_1ND: Tensor | None = None
+    done: int = 0
+    hessians: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def hessians_of(self, name: str, part: nn.Module) -> Hessians:
+        """Of the linear layers of a part with these floats; all parts before it are stored."""
+        self.hessians = {}
+        if name == "lm_head":
+            self._advance(self.model.config.num_hidden_layers)
+            assert self.x_1ND is not None
+            norm = open_stored(self.folder, self.model, self.recipe, only="norm")
+            x_RD, _ = normed_rows(norm, self.calibration.sequences, self.x_1ND, None)
+            self._add(name, x_RD.float())
+        elif name.startswith("layers."):
+            i = int(name.partition(".")[2])
+            self._advance(i)
+            floats = Weights(_with_part(self.model, i, part), {})
+            for _ in run_layers(
+                floats,
+                self.calibration.sequences,
+                torch.float32,
+                None,
+                given=lambda _: self.x_1ND,
+                watch=lambda name, _, x_1ND: self._add(name.removesuffix(".weight"), x_1ND[0]),
+                order=[i],
+            ):
+                pass
+        found = self.hessians
+        return {
+            full: found[self._shared(full)]
+            for full, module in part.named_modules(prefix=name)
+            if isinstance(module, nn.Linear)
+        }
+
+    def _add(self, name: str, x_ND: Tensor) -> None:
+        """A piece of a layer's input: rows of it are added in order, so that no number of threads changes a sum."""
+        if self._shared(name) != name:
+            return
+        quant = quant_of(name, self.recipe.linear)
+        blocks = hessian_blocks(x_ND.shape[1], quant.group_size if quant else None)
+        mine = self.hessians.setdefault(name, [torch.zeros(b.stop - b.start, b.stop - b.start) for b in blocks])
+        for hessian, block in zip(mine, blocks, strict=True):
+            hessian += x_ND[:, block].T @ x_ND[:, block]
+
+    @staticmethod
+    def _shared(name: str) -> str:
+        start, _, kind = name.rpartition(".")
+        return f"{start}.{SHARED[kind]}" if kind in SHARED else name
+
+    def _advance(self, to: int) -> None:
+        sequences = self.calibration.sequences
+        if self.x_1ND is None:
+            embedding = open_stored(self.folder, self.model, self.recipe, only="embed_tokens")
+            self.x_1ND = embed(embedding, sequences, None)
+        for i in range(self.done, to):
+            layer = open_stored(self.folder, self.model, self.recipe, only=f"layers.{i}")
+            (run,) = run_layers(layer, sequences, None, None, given=lambda _: self.x_1ND, order=[i])
+            self.x_1ND = run.x_1ND
+        self.done = max(self.done, to)
+
+
+def _with_part(like: DreamEdge, i: int, layer: nn.Module) -> DreamEdge:
+    with torch.device("meta"):
+        model = DreamEdge(like.config)
+    model.layers[i] = layer
+    return model

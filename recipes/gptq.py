@@ -1,0 +1,118 @@
+"""Integers chosen one column after another: what rounding one input's weights costs, the inputs after it make good.
+
+Frantar et al., "GPTQ", arXiv 2210.17323, with scales for symmetric integers and XNNPACK's way to keep them. Shapes: M
+outputs, N inputs, g inputs that share a scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+DAMPING = 0.01  # of the mean diagonal, added to it
+BLOCK = 128  # columns after which what was lost reaches the rest of the matrix
+ROWS = 512  # outputs that one thread has at once
+WIDEST = 8192  # inputs that know of each other: a wider layer's are cut, for Cholesky's cost grows with their cube
+SHRINKS = torch.linspace(0.5, 1.0, 26)  # of the scale that has room for the largest weight
+
+
+def gptq(
+    weight_MN: Tensor,
+    hessians: list[Tensor],
+    bits: int,
+    group_size: int | None,
+    scale_dtype: torch.dtype,
+    fitted: bool,
+) -> tuple[Tensor, Tensor]:
+    """(int8 [M, N], scales [M, N / g] of scale_dtype).
+
+    hessians: float32, the sums of x x^T over calibration inputs, one for each of `hessian_blocks`. fitted: scales by
+    least squares, weighted with their diagonals; else by the largest weight.
+    """
+    M, N = weight_MN.shape
+    weight_MN, g = weight_MN.float().clone(), group_size or N
+    importance_N = torch.cat([hessian.diagonal() for hessian in hessians])
+    factors = [inverse_factor(hessian) for hessian in hessians]
+    integers_MN, scales = torch.empty(M, N, dtype=torch.int8), torch.empty(M, N // g, dtype=scale_dtype)
+    top = 2 ** (bits - 1)
+
+    def choose(rows: slice) -> None:
+        at = 0
+        for factor_NN in factors:
+            choose_part(rows, at, factor_NN)
+            at += len(factor_NN)
+
+    def choose_part(rows: slice, at: int, factor_NN: Tensor) -> None:
+        """Of the inputs from `at` on, that know of each other."""
+        w_mN = weight_MN[rows, at : at + len(factor_NN)]
+        for start in range(0, len(factor_NN), BLOCK):
+            stop = min(len(factor_NN), start + BLOCK)
+            lost_mB = torch.zeros(len(w_mN), stop - start)
+            for j in range(start, stop):
+                i = at + j
+                if i % g == 0:
+                    group = slice(i, i + g)
+                    part = weight_MN[rows, group]
+                    scales[rows, i // g] = scale_of(part, importance_N[group], bits, scale_dtype, fitted)
+                scale_m = scales[rows, i // g].float()
+                integer_m = (w_mN[:, j] / scale_m).round_().clamp_(-top, top - 1)
+                integers_MN[rows, i] = integer_m.to(torch.int8)
+                lost_m = (w_mN[:, j] - integer_m * scale_m) / factor_NN[j, j]
+                w_mN[:, j:stop] -= lost_m[:, None] * factor_NN[j, j:stop]
+                lost_mB[:, j - start] = lost_m
+            w_mN[:, stop:] -= lost_mB @ factor_NN[start:stop, stop:]
+
+    with one_thread_each() as workers:
+        list(workers(choose, [slice(start, start + ROWS) for start in range(0, M, ROWS)]))
+    return integers_MN, scales
+
+
+def inverse_factor(hessian_NN: Tensor) -> Tensor:
+    """Upper triangular U with U^T U the inverse of the damped Hessian: its rows say whom a column's loss concerns."""
+    diagonal_N = hessian_NN.diagonal()
+    mean = diagonal_N.mean().clamp_min(torch.finfo(torch.float32).tiny)
+    damped_NN = hessian_NN + torch.diag_embed(torch.where(diagonal_N == 0, mean, DAMPING * mean))
+    with one_thread_each():
+        lower_NN = torch.linalg.cholesky(damped_NN.double())
+        return torch.linalg.cholesky(torch.cholesky_inverse(lower_NN), upper=True).float()
+
+
+def scale_of(w_mg: Tensor, importance_g: Tensor | None, bits: int, scale_dtype: torch.dtype, fitted: bool) -> Tensor:
+    """[m], as it is kept: integers are chosen for what is kept. Zeros have a scale, too."""
+    top = 2 ** (bits - 1)
+    room_m = w_mg.abs().amax(1) / (top - 0.5)  # torchao's own: an integer range is not symmetric by half a step
+    room_m = room_m.clamp_min(torch.finfo(torch.float32).eps)
+    if not fitted:
+        return room_m.to(scale_dtype)
+    importance_g = torch.ones(w_mg.shape[1]) if importance_g is None else importance_g + 1e-3 * importance_g.mean()
+    best_m, chosen_m = torch.full_like(room_m, torch.inf), room_m.to(scale_dtype)
+    for shrink in SHRINKS:
+        scale_m = (room_m * shrink).to(scale_dtype)
+        wide_m1 = scale_m.float()[:, None]
+        loss_m = ((w_mg / wide_m1).round_().clamp_(-top, top - 1).mul_(wide_m1) - w_mg).square_() @ importance_g
+        better_m = loss_m < best_m
+        best_m, chosen_m = torch.where(better_m, loss_m, best_m), torch.where(better_m, scale_m, chosen_m)
+    return chosen_m
+
+
+def hessian_blocks(n_inputs: int, group_size: int | None) -> list[slice]:
+    """All inputs of a layer, or parts of a wide one that know nothing of each other. No group lies in two of them."""
+    g = group_size or 1
+    width = -(-n_inputs // -(-n_inputs // WIDEST) // g) * g
+    return [slice(start, min(n_inputs, start + width)) for start in range(0, n_inputs, width)]
+
+
+@contextmanager
+def one_thread_each() -> Iterator[Callable[..., Iterator[None]]]:
+    """Maps a function over slices, by as many threads as torch has: no number of them changes a bit."""
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+            yield threads.map
+    finally:
+        torch.set_num_threads(n)
