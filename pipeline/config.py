@@ -238,6 +238,7 @@ def _set_keys(config: DictConfig) -> list[str]:
     for name in map(str, config):
         keys.append(name)
         child = config._get_node(name)
-        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+        is_typed = isinstance(child, DictConfig) and child._metadata.object_type not in (dict, None)  # else: any keys
+        if isinstance(child, DictConfig) and is_typed and not child._is_none() and not child._is_missing():
             keys += [f"{name}.{key}" for key in _set_keys(child)]
     return keys

@@ -18,11 +18,11 @@ from torch import nn
 
 from model import CheckpointError, ConfigError, DreamEdge, DreamEdgeConfig
 from model.checkpoint_files import read_config, weight_files
-from pipeline.calibrate import calibration_tokens
+from pipeline.calibrate import calibration_tokens, needs_text
 from pipeline.export import lengths
 from pipeline.schema import RunConfig
 from recipes.gptq import hessian_blocks
-from recipes.options import Attention, EmbeddingQuant, LinearQuant, Recipe, Rounding
+from recipes.options import Attention, EmbeddingQuant, LinearQuant, Recipe
 from recipes.quantization import quant_of
 from report.terminal import mib, show, table
 from runtime.errors import InputError, OutputError, ResourceError
@@ -61,12 +61,21 @@ def estimate(config: RunConfig) -> Estimate:
             f"{folder}: the config asks for {shape.num_hidden_layers} layers, the files hold {checkpoint_bytes} bytes"
         )
     max_seq_len, max_rows = lengths(shape, config.export)
-    return of_sizes(shape, checkpoint_bytes, config.recipe, max_seq_len, max_rows, config.task.n_solve > 0)
+    reads = (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()
+    solves, calibrates = config.task.n_solve > 0, reads and needs_text(config.recipe)
+    return of_sizes(shape, checkpoint_bytes, config.recipe, max_seq_len, max_rows, solves, calibrates)
 
 
 def of_sizes(
-    config: DreamEdgeConfig, checkpoint_bytes: int, recipe: Recipe, max_seq_len: int, max_rows: int, solves: bool
+    config: DreamEdgeConfig,
+    checkpoint_bytes: int,
+    recipe: Recipe,
+    max_seq_len: int,
+    max_rows: int,
+    solves: bool,
+    calibrates: bool = False,
 ) -> Estimate:
+    """solves: a task, for which the float32 model is there whole. calibrates: rounding goes by a text."""
     with torch.device("meta"):
         model = DreamEdge(replace(config, num_hidden_layers=1))  # the others are alike
     itemsize = getattr(torch, recipe.dtype.value).itemsize
@@ -101,7 +110,7 @@ def of_sizes(
         integers = sum(unpacked(*named) for named in part.named_modules(prefix=name))
         copies = 2.0 if integers else 1.5 if recipe.linear is not None else 1.0
         own = sum(p.numel() for p in part.parameters()) * in_file + integers + copies * in_part(name, part)
-        return own + _calibrating(config, recipe, part)
+        return own + (_calibrating(config, recipe, part) if calibrates else 0.0)
 
     layer = model.layers[0]
     layers = {i: in_part(f"layers.{i}", layer) for i in range(L)}
@@ -153,10 +162,8 @@ def of_sizes(
 
 def _calibrating(config: DreamEdgeConfig, recipe: Recipe, part: nn.Module) -> float:
     """Bytes: a part in float32, the Hessians of its inputs, one of them inverted in float64, and the texts' stream."""
-    if recipe.linear is None or recipe.linear.rounding is not Rounding.gptq:
-        return 0.0
     linears = [module for module in part.modules() if isinstance(module, nn.Linear)]
-    if not linears:
+    if not linears or recipe.linear is None:
         return 0.0
     blocks = [
         (b.stop - b.start) ** 2

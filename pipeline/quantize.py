@@ -44,7 +44,7 @@ class Quantized:
 
 def cache_folder(loaded: Loaded, recipe: Recipe, cache: Path, calibration: Calibration | None = None) -> Path:
     """Where the weights are kept, by a hash of all that decides their bytes."""
-    return cache / hashlib.sha256(_made_of(loaded, recipe, calibration).encode()).hexdigest()[:16]
+    return cache / hashlib.sha256(_made_of(loaded, done(recipe, calibration), calibration).encode()).hexdigest()[:16]
 
 
 def quantize(
@@ -54,11 +54,16 @@ def quantize(
 
     A recipe that needs calibration text and is given none is plain, too.
     """
-    simple = plain(recipe)
-    if simple == recipe or (needs_text(recipe) and calibration is None):
+    simple, asked = plain(recipe), done(recipe, calibration)
+    if simple == asked:
         return Quantized(_kept(loaded, simple, cache, report, None), recipe)
     beside = _kept(loaded, simple, cache, within("plainly", report), None)
-    return Quantized(_kept(loaded, recipe, cache, report, calibration), recipe, beside)
+    return Quantized(_kept(loaded, asked, cache, report, calibration), recipe, beside)
+
+
+def done(recipe: Recipe, calibration: Calibration | None) -> Recipe:
+    """What is done of a recipe where there is this calibration text, or none."""
+    return plain(recipe) if needs_text(recipe) and calibration is None else recipe
 
 
 def plain(recipe: Recipe) -> Recipe:

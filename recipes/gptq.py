@@ -88,7 +88,9 @@ def scale_of(w_mg: Tensor, importance_g: Tensor | None, bits: int, scale_dtype: 
     room_m = room_m.clamp_min(torch.finfo(torch.float32).eps)
     if not fitted:
         return room_m.to(scale_dtype)
-    importance_g = torch.ones(w_mg.shape[1]) if importance_g is None else importance_g + 1e-3 * importance_g.mean()
+    if importance_g is None or not importance_g.any():
+        importance_g = torch.ones(w_mg.shape[1])
+    importance_g = importance_g + 1e-3 * importance_g.mean()  # an input that was never there counts a little, too
     best_m, chosen_m = torch.full_like(room_m, torch.inf), room_m.to(scale_dtype)
     for shrink in SHRINKS:
         scale_m = (room_m * shrink).to(scale_dtype)

@@ -115,7 +115,8 @@ def _agreement(measured: Measured) -> dict[str, list[dict[str, Any]]]:
     the sequence: what generation goes through.
 
     Each group: its first and last position, number of masks or percent, rows, share of them that prefer float32's
-    token, and mean divergence in nats. Where the rows predict tokens of a text also the loss, the program's and float32's.
+    token, and mean divergence in nats. Where the rows predict tokens of a text also the loss, the program's and
+    float32's.
     """
     mask_id = measured.replay.metadata["get_mask_id"]
     rows: dict[str, list[Tensor]] = {

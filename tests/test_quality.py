@@ -1,0 +1,292 @@
+"""Quality is measured on text, and judged by what the owner of a checkpoint allows."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import load_hf_model
+from pipeline.calibrate import calibration_of
+from pipeline.config import CALIBRATION_TEXT, DEFAULT_TEXT, load_recipe
+from pipeline.load import load
+from recipes.gptq import gptq, hessian_blocks
+from recipes.options import LinearQuant
+from recipes.quantization import QuantizationError, check_sizes, quant_of
+from runtime.artifact import read_manifest
+from runtime.errors import UsageError
+from runtime.tokenizer import load_tokenizer
+from tests.checkpoints import BUNDLED, GOLDEN, ROOT
+from validation.logits import SKETCH, confidence, log_probability, summarize, top_columns
+from validation.material import hidden_texts, material_of
+from validation.settings import Budget, TaskConfig, ValidationConfig, check_budget
+from validation.texts import hidden_of, read_texts, tokens_of
+from validation.verdict import _above
+
+ENGLISH = ROOT / "assets" / "dream_english"
+Pipeline = Callable[..., tuple[int, str, str]]
+
+
+def few_texts(folder: Path) -> Path:
+    """Enough to see that rounding goes by them: all take a minute."""
+    few = folder / "few.jsonl"
+    few.write_text("".join(CALIBRATION_TEXT.read_text().splitlines(keepends=True)[:40]))
+    return few
+
+
+@pytest.fixture(scope="module")
+def english(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of the English checkpoint: what everybody with a trained one gets."""
+    from pipeline.__main__ import main
+
+    folder = tmp_path_factory.mktemp("english")
+    lengths = ["export.max_seq_len=64", "validation.n_prompts=12", f"calibration={few_texts(folder)}"]
+    paths = [f"checkpoint={ENGLISH}", f"output={folder / 'artifact'}", f"cache={folder / 'cache'}"]
+    assert main(["run", "recipe=int4_fast_xnnpack", *paths, *lengths, "budget.kl=0.05"]) == 0
+    return folder / "artifact"
+
+
+def listening(caplog: pytest.LogCaptureFixture) -> logging.Logger:
+    """A logger that is heard here, whatever the command line did to the others."""
+    log = logging.Logger("listening")
+    log.addHandler(caplog.handler)
+    return log
+
+
+def figures_of(artifact: Path) -> dict[str, dict[str, float]]:
+    return {figure["name"]: figure for figure in read_manifest(artifact)["figures"]}
+
+
+def test_rounding_on_text_loses_less_than_rounding_to_the_nearest(english: Path) -> None:
+    figures, manifest = figures_of(english), read_manifest(english)
+    plain = figures["kl_beside_plain"]["bound"] / 1.05
+    assert figures["kl_divergence"]["value"] < 0.75 * plain
+    assert 0 < figures["loss_increase"]["value"] < 0.05
+    assert figures["loss"]["value"] < 0.9 * math.log(manifest["model"]["vocab_size"])
+    assert 0.5 < figures["order_agreement"]["value"] < 1
+    assert figures["kl_divergence"]["bound"] <= manifest["budget"]["kl"] == 0.05
+    assert manifest["calibration"]["source"] == "few.jsonl"
+    assert manifest["verdict"]["is_judged"]
+    assert "within its budget (budget.kl=0.05)" in manifest["verdict"]["words"]
+
+
+def test_the_budget_is_kept(english: Path, pipeline: Pipeline) -> None:
+    """`validate` holds it again; the checkpoint gives the same program, calibration and all."""
+    given = (f"artifact={english}", f"checkpoint={ENGLISH}")
+    code, out, _ = pipeline("validate", *given, f"calibration={english.parent / 'few.jsonl'}")
+    assert (code, "exports_that_differ" in out) == (0, True)
+    code, _, err = pipeline("validate", *given)
+    assert (code, "was calibrated with another few.jsonl" in err) == (2, True)
+    code, _, err = pipeline("validate", f"artifact={english}", "bounds.loss_increase=0")
+    assert code == 5
+    assert "loss_increase" in err
+
+
+def test_a_budget_that_is_not_met_fails(pipeline: Pipeline, tmp_path: Path) -> None:
+    given = (f"checkpoint={BUNDLED}", f"output={tmp_path / 'a'}", "task.n_solve=8")
+    code, _, err = pipeline("run", "recipe=int8_xnnpack", *given, "export.max_seq_len=64", "budget.kl=1e-7")
+    assert code == 5
+    assert "kl_divergence is" in err
+    assert "must be at most 1e-07" in err
+
+
+def test_no_text_no_verdict_on_quality(pipeline: Pipeline, tmp_path: Path) -> None:
+    given = (f"checkpoint={GOLDEN / 'gqa2'}", f"output={tmp_path / 'a'}", "export.max_seq_len=64")
+    code, out, err = pipeline("run", "recipe=int4_xnnpack", *given)
+    assert code == 0
+    assert "quality was not judged" in out + err
+    verdict = read_manifest(tmp_path / "a")["verdict"]
+    assert not verdict["is_judged"]
+    assert "random tokens" in verdict["words"]
+    code, _, err = pipeline("run", *given, "overwrite=true", "budget.kl=0.1", "budget.solved=1", "budget.loss=1")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert all(key in err for key in ("budget.kl", "budget.loss", "budget.solved"))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty"),
+        (b"\xff\xfe\x00", "is not UTF-8: byte 0 is 0xff"),
+        (b'{"words": "no"}\n', 'line 1: expected a JSON object with a "text"'),
+        (b'{"text": "a", "prompt": "b"}\n', "line 1"),
+        (b'{"text": 7}\n', "line 1"),
+        (b'{"messages": [{"role": "user"}]}\n', "line 1"),
+        (b"too short\n", "0 of 1 texts have 8 tokens or more"),
+    ],
+)
+def test_a_text_that_cannot_be_used(content: bytes, says: str, pipeline: Pipeline, tmp_path: Path) -> None:
+    """One line, before the long work, whether it is to be calibrated with or measured on."""
+    file = tmp_path / "texts"
+    file.write_bytes(content)
+    for key in ("validation.prompts", "calibration"):
+        code, _, err = pipeline("run", f"checkpoint={ENGLISH}", f"output={tmp_path / 'a'}", f"{key}={file}")
+        assert code == 2, err
+        assert says in err.splitlines()[-1]
+        assert not (tmp_path / "a").exists()
+
+
+def test_texts_of_every_kind(tmp_path: Path) -> None:
+    (tmp_path / "lines").write_text(
+        '{"text": "one"}\n\n{"prompt": "two"}\n{"messages": [{"role": "user", "content": "x"}]}'
+    )
+    (tmp_path / "plain").write_text("first\nparagraph\n\n\nsecond\n")
+    one, two, said = read_texts(tmp_path / "lines", "calibration", ENGLISH)
+    assert (one, two) == ("one", "two")
+    assert "x" in said
+    assert read_texts(tmp_path / "plain", "calibration", ENGLISH) == ["first\nparagraph", "second\n"]
+
+
+def test_a_language_that_is_torn_to_bytes(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = load_tokenizer(ENGLISH)
+    assert tokenizer is not None
+    monkeypatch.setattr("validation.texts.log", listening(caplog))
+    with caplog.at_level(logging.WARNING):
+        tokens_of(tokenizer, ["ꦲꦏ꧀ꦱꦫꦗꦮ" * 4], "calibration: x", 1)
+    assert "tokens a character" in caplog.text
+    caplog.clear()
+    tokens_of(tokenizer, ["The tokenizer knows all of these words well enough."], "calibration: x", 1)
+    assert not caplog.text
+
+
+def test_masks_of_all_ratios() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for kind in (0, 1, 2):
+        for ratio in (0.0, 0.3, 1.0):
+            hidden = hidden_of(20, ratio, kind, generator)
+            assert not hidden[0]
+            assert hidden.sum() == max(1, round(ratio * 19))
+            if kind == 1:
+                assert hidden[-int(hidden.sum()) :].all()
+    texts = [torch.arange(1, 41) + i for i in range(9)]
+    sequences, targets = hidden_texts(texts, 999, 0, 16)
+    for text, sequence in zip(texts, sequences, strict=True):
+        (call,) = sequence.calls
+        assert (call.tokens[call.rows + 1] == 999).all()
+        assert torch.equal(text[call.rows + 1], targets[sequence.name])
+        assert len(call.rows) <= 16
+    assert (sequences[0].calls[0].tokens == 999).sum() == 4
+    assert (sequences[-1].calls[0].tokens == 999).sum() == 39
+
+
+@pytest.mark.parametrize("V", [SKETCH, 3 * SKETCH])
+def test_the_loss_is_that_of_whole_logits(V: int) -> None:
+    logits_KV = 3 * torch.randn(5, V, generator=torch.Generator().manual_seed(0))
+    targets_K = torch.tensor([0, V - 1, 7, 9, 11])
+    columns_KC = top_columns(logits_KV, targets_K)
+    summary = summarize(logits_KV, columns_KC)
+    found = log_probability(summary, columns_KC, targets_K)
+    torch.testing.assert_close(found, logits_KV.double().log_softmax(-1)[torch.arange(5), targets_K])
+    torch.testing.assert_close(confidence(summary), logits_KV.double().log_softmax(-1).amax(-1))
+
+
+def test_a_checkpoint_that_does_not_know_the_text_is_told(pipeline: Pipeline, tmp_path: Path) -> None:
+    """Random weights with a tokenizer: the figures say nothing, and the verdict says that."""
+    import shutil
+
+    shutil.copytree(GOLDEN / "gqa2", tmp_path / "random")
+    for file in BUNDLED.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "random")
+    config = json.loads((tmp_path / "random" / "config.json").read_text())
+    assert config["vocab_size"] > 288
+    given = (f"checkpoint={tmp_path / 'random'}", f"output={tmp_path / 'a'}", "export.max_seq_len=64")
+    code, _, _ = pipeline("run", "recipe=int8_xnnpack", *given, "validation.n_prompts=8")
+    assert code == 0
+    assert "as good as noise" in read_manifest(tmp_path / "a")["verdict"]["words"]
+
+
+def test_gptq_loses_less_on_its_inputs() -> None:
+    torch.manual_seed(0)
+    x_ND = torch.randn(400, 64) @ torch.randn(64, 64)  # inputs that go together, as a network's do
+    weight = torch.randn(24, 64)
+    hessian = x_ND.T @ x_ND
+
+    def loss(integers: torch.Tensor, scale: torch.Tensor) -> float:
+        wide = integers.float() * scale.float().repeat_interleave(64 // scale.shape[1], 1)
+        return ((wide - weight) @ x_ND.T).square().sum().item()
+
+    for group_size in (32, None):
+        found = gptq(weight, [hessian], 4, group_size, torch.bfloat16, True)
+        nearest = gptq(weight, [torch.eye(64)], 4, group_size, torch.bfloat16, False)
+        assert loss(*found) < 0.5 * loss(*nearest)
+        assert found[0].abs().max() <= 8
+        threads = torch.get_num_threads()
+        torch.set_num_threads(3)
+        again = gptq(weight, [hessian], 4, group_size, torch.bfloat16, True)
+        torch.set_num_threads(threads)
+        assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+
+
+def test_inputs_that_are_never_there_and_wide_layers() -> None:
+    weight = torch.randn(4, 64)
+    hessian = torch.zeros(64, 64)
+    errors = []
+    for fitted in (True, False):
+        integers, scale = gptq(weight, [hessian], 4, 32, torch.bfloat16, fitted)
+        errors.append((integers.float() * scale.float().repeat_interleave(32, 1) - weight).square().mean())
+    assert errors[0] < errors[1] < 0.01
+    assert hessian_blocks(18944, 32) == [slice(0, 6336), slice(6336, 12672), slice(12672, 18944)]
+    assert hessian_blocks(3584, None) == [slice(0, 3584)]
+
+
+def test_rules_by_name() -> None:
+    linear = LinearQuant(rules={"lm_head": "int8", "layers.1.*": "int4_64", "down_proj": "int4_channel"})
+    chosen = {
+        name: (quant.weight_bits, quant.group_size)
+        for name in ("lm_head", "layers.1.mlp.down_proj", "layers.0.mlp.down_proj", "layers.0.mlp.up_proj")
+        if (quant := quant_of(name, linear)) is not None
+    }
+    assert list(chosen.values()) == [(8, None), (4, 64), (4, None), (4, 32)]
+    model = load_hf_model(GOLDEN / "gqa2")[0]
+    with pytest.raises(QuantizationError, match=r"'down_prj' matches no linear layer; did you mean 'down_proj'\?"):
+        check_sizes(model, LinearQuant(rules={"down_prj": "int8"}), None)
+    with pytest.raises(QuantizationError, match="no format 'int5'; there are int8, int4"):
+        check_sizes(model, LinearQuant(rules={"lm_head": "int5"}), None)
+
+
+def test_a_program_of_several_formats(pipeline: Pipeline, tmp_path: Path) -> None:
+    rules = "recipe.linear.rules={lm_head: int8, v_proj: int8}"
+    given = (f"checkpoint={GOLDEN / 'gqa2'}", f"output={tmp_path / 'a'}", "export.max_seq_len=64")
+    assert pipeline("run", "recipe=int4_xnnpack", *given, rules)[0] == 0
+    manifest = read_manifest(tmp_path / "a")
+    assert set(manifest["expected_format"]["weight_types"]) == {"qbint4", "qcint8"}
+    code, _, err = pipeline(
+        "run", "recipe=int4_xnnpack", *given, "overwrite=true", "recipe.linear.rules={lm_haed: int8}"
+    )
+    assert code == 4
+    assert "did you mean 'lm_head'" in err
+
+
+def test_budgets_that_contradict() -> None:
+    with pytest.raises(UsageError, match=r"budget\.kl 0: .*; budget\.solved: there is no task"):
+        check_budget(Budget(kl=0.0, solved=1.0), has_text=True, has_task=False)
+    check_budget(Budget(kl=0.1, loss=0.2), has_text=True, has_task=False)
+    for kl in (0.0143, 1e-9, 3.2, 0.099):
+        assert kl < _above(kl) < 1.3 * kl
+
+
+def test_without_a_tokenizer_rounding_is_plain(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load(GOLDEN / "gqa2")
+    monkeypatch.setattr("pipeline.calibrate.log", listening(caplog))
+    with caplog.at_level(logging.WARNING):
+        assert calibration_of(loaded, load_recipe("int4_xnnpack"), None, CALIBRATION_TEXT) is None
+    assert "no tokenizer" in caplog.text
+
+
+def test_the_bundled_text_serves_whoever_reads_it() -> None:
+    def material(folder: Path) -> tuple[int, bool]:
+        loaded = load(folder)
+        asked = (TaskConfig(name="none"), ValidationConfig(), 128, DEFAULT_TEXT)
+        found = material_of(folder, loaded.tokenizer, loaded.config, *asked)
+        return len(found.texts), found.is_random
+
+    assert material(ENGLISH) == (32, False)
+    assert material(GOLDEN / "gqa2") == (0, True)
