@@ -18,15 +18,18 @@ from recipes.quantization import Hessians, quant_of
 from recipes.stored import Weights, open_stored
 from runtime.artifact import sha256
 from validation.eager import embed, n_tokens, normed_rows, run_layers
+from validation.progress import Report, silent
 from validation.reference import Call, Sequence
 from validation.texts import hidden_of, read_texts, tokens_of, windows
 
 log = logging.getLogger(__name__)
 
+TOKENS_AT_ONCE = 512  # whose squares are summed together
 WINDOW = 256  # tokens of a text that are read together
 TOKENS = 2**15  # in all
 # A large network reads less of it: of Dream-7B 6,600 tokens, which take half of the 45 minutes that there are.
 OPERATIONS = 2e14
+INPUTS = ("q_proj", "o_proj", "gate_proj", "down_proj")  # the kinds whose inputs factors are chosen by
 # Layers that are given the same input: by the kind whose Hessian is theirs.
 SHARED = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 
@@ -51,8 +54,12 @@ def calibration_tokens(config: DreamEdgeConfig) -> int:
     return min(TOKENS, max(WINDOW, int(OPERATIONS / (4 * numbers))))
 
 
-def needs_text(recipe: Recipe) -> bool:
+def rounds_by_text(recipe: Recipe) -> bool:
     return recipe.linear is not None and recipe.linear.rounding is Rounding.gptq
+
+
+def needs_text(recipe: Recipe) -> bool:
+    return rounds_by_text(recipe) or bool(recipe.fold)
 
 
 def calibration_of(loaded: Loaded, recipe: Recipe, given: str | None, bundled: Path) -> Calibration | None:
@@ -77,6 +84,23 @@ def calibration_of(loaded: Loaded, recipe: Recipe, given: str | None, bundled: P
         if n >= calibration_tokens(loaded.config):
             break
     return Calibration(tuple(sequences), file.name, sha256(file))
+
+
+def input_rms(model: DreamEdge, calibration: Calibration, report: Report = silent) -> dict[str, Tensor]:
+    """The root mean square of each input channel of the network in float32, float32 [in], by the name of the layer."""
+    squares: dict[str, Tensor] = {}
+
+    def note(name: str, _: nn.Linear, x_1ND: Tensor) -> None:
+        layer = name.removesuffix(".weight")
+        if layer.rpartition(".")[2] in INPUTS:
+            found = squares.setdefault(layer, torch.zeros(x_1ND.shape[2], dtype=torch.float64))
+            for part_ND in x_1ND[0].split(TOKENS_AT_ONCE):
+                found += part_ND.double().square().sum(0)
+
+    for _ in run_layers(Weights(model, {}), calibration.sequences, torch.float32, None, report, watch=note):
+        pass
+    n = n_tokens(calibration.sequences)
+    return {layer: (found / n).sqrt().float() for layer, found in squares.items()}
 
 
 @dataclass

@@ -82,6 +82,7 @@ def of_sizes(
     in_layer = sum(p.numel() for p in model.layers.parameters())
     numbers = sum(p.numel() for p in model.parameters()) + (config.num_hidden_layers - 1) * in_layer
     in_file = checkpoint_bytes / numbers  # bytes of a number
+    rewrites = bool(recipe.fold or recipe.rotate)
     V, D, L, S = config.vocab_size, config.hidden_size, config.num_hidden_layers, max_seq_len
 
     def quant_in(name: str, module: nn.Module) -> LinearQuant | None:
@@ -110,11 +111,14 @@ def of_sizes(
         integers = sum(unpacked(*named) for named in part.named_modules(prefix=name))
         copies = 2.0 if integers else 1.5 if recipe.linear is not None else 1.0
         own = sum(p.numel() for p in part.parameters()) * in_file + integers + copies * in_part(name, part)
+        if rewrites:  # in float32, and what a factor is tried on
+            own += 4 * sum(p.numel() for p in part.parameters()) + in_part(name, part)
         return own + (_calibrating(config, recipe, part) if calibrates else 0.0)
 
     layer = model.layers[0]
     layers = {i: in_part(f"layers.{i}", layer) for i in range(L)}
-    tied = config.tie_word_embeddings and recipe.linear is None and recipe.embedding is None
+    keeps = recipe.linear is None and recipe.embedding is None and not rewrites
+    tied = config.tie_word_embeddings and keeps
     head = 0.0 if tied else stored("lm_head", model.lm_head)
     embedding = stored("embed_tokens", model.embed_tokens)
     cache = embedding + sum(layers.values()) + stored("norm", model.norm) + head
@@ -143,6 +147,8 @@ def of_sizes(
     activations = 4 * TOKENS * config.intermediate_size * 8 + 4 * S * D * 8
     logits = 4 * V * ROWS * 3 + 8 * VOCAB * D + V * D * in_file + head
     eager = graph + max(in_layer * (4 + in_file) + activations, logits)
+    if rewrites:  # the embedding or the output layer once more, in float32: what noise is held against
+        eager += 4 * V * D
     if solves:
         eager = max(eager, graph + 4 * numbers)
     memory = {
@@ -163,12 +169,12 @@ def of_sizes(
 def _calibrating(config: DreamEdgeConfig, recipe: Recipe, part: nn.Module) -> float:
     """Bytes: a part in float32, the Hessians of its inputs, one of them inverted in float64, and the texts' stream."""
     linears = [module for module in part.modules() if isinstance(module, nn.Linear)]
-    if not linears or recipe.linear is None:
+    if not linears:
         return 0.0
     blocks = [
         (b.stop - b.start) ** 2
         for width in {linear.in_features for linear in linears}
-        for b in hessian_blocks(width, recipe.linear.group_size)
+        for b in hessian_blocks(width, recipe.linear.group_size if recipe.linear else None)
     ]
     weights = 4 * sum(linear.weight.numel() for linear in linears)
     stream = 4 * calibration_tokens(config) * config.hidden_size * 6

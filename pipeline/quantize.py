@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,15 +12,17 @@ from typing import Any
 
 import psutil
 from safetensors import SafetensorError
+from torch import Tensor
 
 from pipeline import calibrate
-from pipeline.calibrate import Calibration, Stream, needs_text
+from pipeline.calibrate import Calibration, Stream, input_rms, rounds_by_text
 from pipeline.display import Report
 from pipeline.load import Loaded
-from recipes import gptq, packing, quantization, stored
+from recipes import factors, gptq, packing, quantization, rescaling, rotation, stored
 from recipes.options import Recipe, Rounding, Scales
 from recipes.quantization import QuantizationError
-from recipes.stored import Weights, open_stored, parts, store, untie
+from recipes.rotation import check_rotation
+from recipes.stored import Weights, open_stored, parts, store, transformed_floats, untie
 from runtime.artifact import sha256
 from runtime.errors import OutputError, RecipeError
 from validation import texts
@@ -27,7 +30,8 @@ from validation.products import kernels
 from validation.progress import within
 
 KEY_FILE = "made_of.json"
-MAKERS = (calibrate, gptq, packing, quantization, stored, texts)  # the code that decides the bytes
+# The code that decides the bytes.
+MAKERS = (calibrate, factors, gptq, packing, quantization, rescaling, rotation, stored, texts)
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,13 @@ class Quantized:
     """weights: as the program shall have them on the device.
 
     plain: the same format with weights rounded to the nearest, where the recipe chooses them otherwise.
+    floats: the network before it was rounded, where the recipe folds or rotates it; else it is the checkpoint's.
     """
 
     weights: Weights
     recipe: Recipe
     plain: Weights | None = None
+    floats: Weights | None = None
 
 
 def cache_folder(loaded: Loaded, recipe: Recipe, cache: Path, calibration: Calibration | None = None) -> Path:
@@ -52,35 +58,57 @@ def quantize(
 ) -> Quantized:
     """As the recipe says, and beside it plainly, where that is something else: what quality is held against.
 
-    A recipe that needs calibration text and is given none is plain, too.
+    A recipe that rounds by calibration text and is given none rounds to the nearest; factors then go by weights.
+    Raises as `_kept` does.
     """
     simple, asked = plain(recipe), done(recipe, calibration)
     if simple == asked:
         return Quantized(_kept(loaded, simple, cache, report, None), recipe)
+    try:
+        check_rotation(loaded.config, asked.rotate)  # before anything is made
+    except QuantizationError as error:
+        raise _refused(loaded, recipe, error) from error
     beside = _kept(loaded, simple, cache, within("plainly", report), None)
-    return Quantized(_kept(loaded, asked, cache, report, calibration), recipe, beside)
+    inputs = None
+    if asked.fold and calibration is not None:
+        inputs = input_rms(loaded.model, calibration, within("inputs", report))
+    weights = _kept(loaded, asked, cache, report, calibration, inputs)
+    floats = transformed_floats(loaded.model, asked, inputs) if asked.fold or asked.rotate else None
+    return Quantized(weights, recipe, beside, floats)
 
 
 def done(recipe: Recipe, calibration: Calibration | None) -> Recipe:
     """What is done of a recipe where there is this calibration text, or none."""
-    return plain(recipe) if needs_text(recipe) and calibration is None else recipe
+    return _to_the_nearest(recipe) if rounds_by_text(recipe) and calibration is None else recipe
 
 
 def plain(recipe: Recipe) -> Recipe:
-    """The same formats, each weight rounded to the nearest."""
+    """The same formats, each weight of the network as it is rounded to the nearest."""
+    return replace(_to_the_nearest(recipe), fold=[], rotate=[])
+
+
+def _to_the_nearest(recipe: Recipe) -> Recipe:
     if recipe.linear is None:
         return recipe
     return replace(recipe, linear=replace(recipe.linear, rounding=Rounding.nearest, scales=Scales.absmax))
 
 
-def _kept(loaded: Loaded, recipe: Recipe, cache: Path, report: Report, calibration: Calibration | None) -> Weights:
-    """What is in `cache` already is taken from there.
+def _kept(
+    loaded: Loaded,
+    recipe: Recipe,
+    cache: Path,
+    report: Report,
+    calibration: Calibration | None,
+    inputs: Mapping[str, Tensor] | None = None,
+) -> Weights:
+    """What is in `cache` already is taken from there. inputs: as `store` takes them.
 
     Raises `RecipeError` that names the layers whose sizes do not fit, and `OutputError` if `cache` cannot be written.
     """
     made_of, folder = _made_of(loaded, recipe, calibration), cache_folder(loaded, recipe, cache, calibration)
-    stream = Stream(calibration, loaded.model, recipe, folder) if calibration is not None else None
-    hessians_of = stream.hessians_of if stream is not None else None
+    hessians_of = None
+    if calibration is not None and rounds_by_text(recipe):
+        hessians_of = Stream(calibration, loaded.model, recipe, folder).hessians_of
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / KEY_FILE).write_text(made_of, encoding="utf-8")
@@ -89,14 +117,18 @@ def _kept(loaded: Loaded, recipe: Recipe, cache: Path, report: Report, calibrati
         sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts(loaded.model).items()}
         report("parts", 0, len(sizes))
         gone = 0
-        for i, (name, was_there) in enumerate(store(loaded.model, recipe, folder, hessians_of), start=1):
+        for i, (name, was_there) in enumerate(store(loaded.model, recipe, folder, hessians_of, inputs), start=1):
             gone += sizes[name]
             report("parts from the cache" if was_there else "parts", i, len(sizes), gone / sum(sizes.values()))
         return open_stored(folder, loaded.model, recipe)
     except QuantizationError as error:
-        raise RecipeError(f"recipe {recipe.name} on {loaded.folder}: {error}") from error
+        raise _refused(loaded, recipe, error) from error
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cache {folder} cannot be written: {error}") from error
+
+
+def _refused(loaded: Loaded, recipe: Recipe, error: QuantizationError) -> RecipeError:
+    return RecipeError(f"recipe {recipe.name} on {loaded.folder}: {error}")
 
 
 def _made_of(loaded: Loaded, recipe: Recipe, calibration: Calibration | None) -> str:
@@ -106,6 +138,8 @@ def _made_of(loaded: Loaded, recipe: Recipe, calibration: Calibration | None) ->
         "checkpoint": loaded.digests,
         "backend": recipe.backend.value,
         "dtype": recipe.dtype.value,
+        "fold": recipe.fold,
+        "rotate": recipe.rotate,
         "linear": recipe.linear and asdict(recipe.linear),
         "embedding": recipe.embedding and asdict(recipe.embedding),
         "versions": {name: version(name) for name in ("torch", "torchao")},

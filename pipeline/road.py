@@ -57,7 +57,8 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
             asked_of = (material, config.budget, config.task, config.validation)
             validated = validate(lowered, quantized, loaded, *asked_of, reference_file, report)
             sequences = validated.measured.reference.sequences
-            noise = noise_of(Weights(loaded.model, {}), quantized.weights, config.recipe, sequences, report)
+            floats = quantized.floats or Weights(loaded.model, {})
+            noise = noise_of(floats, quantized.weights, config.recipe, sequences, report)
         with display.stage("package"):
             manifest = package(folder, config, loaded, calibration, lowered, validated, noise, display.stages, needs)
             if not validated.ok:

@@ -188,6 +188,7 @@ class CompareConfig:
 class ExplainConfig:
     artifact: str = MISSING
     checkpoint: str = MISSING
+    calibration: str | None = None
     cache: str = MISSING
     output: str | None = None
 

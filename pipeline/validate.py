@@ -10,12 +10,14 @@ from model import load_hf_model
 from pipeline.load import Loaded
 from pipeline.lower import Lowered
 from pipeline.quantize import Quantized
+from recipes.options import Fold, Recipe
 from recipes.stored import Weights
-from runtime.errors import BadArtifactError
+from runtime.errors import BadArtifactError, RecipeError
 from runtime.program import ProgramError
 from validation.expected_format import expected_format
 from validation.judge import Validated, bounds_of, measure
 from validation.material import Material, task_of
+from validation.overflow import Float16Error
 from validation.progress import Report, within
 from validation.recording import make_reference
 from validation.reference import Task, save_reference
@@ -40,7 +42,8 @@ def validate(
 ) -> Validated:
     """Writes `reference_file`. threads: as for `runtime.threads.use_threads`.
 
-    Raises `BadArtifactError` if the program does not run, `UsageError` for a task that the checkpoint cannot solve.
+    Raises `BadArtifactError` if the program does not run, `UsageError` for a task that the checkpoint cannot solve,
+    `RecipeError` for activations that float16 does not hold.
     """
     S, max_rows = lowered.max_seq_len, lowered.max_rows
     task = task_of(loaded.tokenizer, material.prompts, task_config, S)
@@ -53,7 +56,11 @@ def validate(
         check_fit(task_config.name, len(task.prompts), share, drop)
     float32 = Weights(loaded.model, {})
     models = (quantized.weights, float32, quantized.plain)
-    reference = make_reference(*models, material, task, task_config.new_tokens, settings, S, max_rows, report)
+    try:
+        reference = make_reference(*models, material, task, task_config.new_tokens, settings, S, max_rows, report)
+    except Float16Error as error:
+        refused = f"recipe {quantized.recipe.name} on {loaded.folder}: {error}; {_remedy(quantized.recipe)}"
+        raise RecipeError(refused) from error
     save_reference(reference, reference_file)
     expected = expected_format(quantized.weights, quantized.recipe, S, max_rows, lowered.metadata)
     try:
@@ -71,6 +78,11 @@ def validate(
         figures.append(solved_figure(solved, drop))
     verdict = verdict_of(figures, budget, material, loaded.config.vocab_size, quantized.recipe.better)
     return Validated(figures, measured, expected, solved, float32_answers, verdict)
+
+
+def _remedy(recipe: Recipe) -> str:
+    folds = f"recipe.fold=[{','.join(fold.value for fold in Fold)}] or " if set(recipe.fold) != set(Fold) else ""
+    return f"give {folds}recipe={recipe.better or 'fp32_xnnpack'}"
 
 
 def _share(loaded: Loaded, config: TaskConfig, task: Task, answers: Answers) -> float:

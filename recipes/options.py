@@ -99,7 +99,8 @@ class EmbeddingQuant:
 @dataclass
 class Recipe:
     """better: the recipe to try where this one loses too much. weight_types: the datatypes that the delegate's linear
-    weights must have, as XNNPACK names them.
+    weights must have, as XNNPACK names them. fold, rotate: what the network is rewritten by before weights are rounded,
+    so that it computes the same (`recipes/rescaling.py`).
 
     outside_ops: operators that may run outside the delegate; any other fails the run. Empty with
     `backend: portable`, where all of them do.
@@ -111,6 +112,8 @@ class Recipe:
     backend: Backend = Backend.xnnpack
     attention: Attention = Attention.custom_sdpa
     dtype: Dtype = Dtype.float32
+    fold: list[Fold] = field(default_factory=list)
+    rotate: list[Rotate] = field(default_factory=list)
     linear: LinearQuant | None = None
     embedding: EmbeddingQuant | None = None
     weight_types: list[str] = field(default_factory=list)

@@ -11,8 +11,9 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -23,9 +24,11 @@ from torchao.quantization import IntxUnpackedToInt8Tensor
 
 from model import DreamEdge
 from model.pages import release
-from recipes.options import Backend, Recipe
+from recipes.options import Backend, LinearQuant, Recipe
 from recipes.packing import pack_int4, packed_digests, unpack_int4
 from recipes.quantization import INT8_ACTIVATIONS, Hessians, QuantizationError, check_sizes, quant_of, quantize_module
+from recipes.rescaling import transformed
+from recipes.rotation import check_rotation
 
 CHUNK = 2**23
 
@@ -59,15 +62,19 @@ class Weights:
         were never filled in: they are in `packed`, two to a byte, [out, in / 2].
     regions: where linear weights and their scales (NAME.scale) are on disk.
     digests: sha256 that the bytes of a parameter may have in a `.pte`.
+    made: gives a parameter in place of the model's, see `transformed_floats`.
     """
 
     model: DreamEdge
     digests: dict[str, list[str]]
     packed: dict[str, Tensor] = field(default_factory=dict)
     regions: dict[str, Region] = field(default_factory=dict)
+    made: Callable[[str], Tensor] | None = None
 
     def rows(self, name: str, rows: slice | Tensor = slice(None)) -> Tensor:
         """Rows of a parameter as eager computes with them: floats, dequantized if need be."""
+        if self.made is not None:
+            return self.made(name)[rows]
         parameter = self.model.get_parameter(name)
         if not isinstance(parameter.data, IntxUnpackedToInt8Tensor):
             return parameter.data[rows]
@@ -105,14 +112,16 @@ def store(
     recipe: Recipe,
     folder: Path,
     hessians_of: Callable[[str, nn.Module], Hessians] | None = None,
+    inputs: Mapping[str, Tensor] | None = None,
 ) -> Iterator[tuple[str, bool]]:
     """Quantize the parts of `model` into `folder`, yielding each one's name, and whether it was there already.
 
     `model` is left as it is; its weights may be mappings of a checkpoint file. hessians_of: of the linear layers in a
-    part, given its name and its floats, when all parts before it are stored. Raises `QuantizationError` before anything
-    is written.
+    part, given its name and its floats, when all parts before it are stored. inputs: as `transformed` takes them.
+    Raises `QuantizationError` before anything is written.
     """
     check_sizes(model, recipe.linear, recipe.embedding)
+    check_rotation(model.config, recipe.rotate)
     if recipe.linear is not None and recipe.backend is not Backend.xnnpack:
         raise QuantizationError(f"linear: only XNNPACK computes quantized weights, not backend {recipe.backend.value}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +130,7 @@ def store(
         file = folder / f"{name}.safetensors"
         done = is_whole(file)
         if not done:
-            made = _copied(part)
+            made = _floats_of(name, part, model, recipe, inputs)
             hessians = hessians_of(name, made) if hessians_of is not None else None
             for path, module in made.named_modules(prefix=name):
                 quantize_module(path, module, recipe.dtype, recipe.linear, recipe.embedding, hessians)
@@ -130,9 +139,38 @@ def store(
         yield name, done
 
 
+def _floats_of(
+    name: str, part: nn.Module, model: DreamEdge, recipe: Recipe, inputs: Mapping[str, Tensor] | None
+) -> nn.Module:
+    if not (recipe.fold or recipe.rotate):
+        return _copied(part)
+    quant = recipe.linear or LinearQuant()  # what stays float can do with any factors
+    return transformed(name, part, model, recipe.fold, recipe.rotate, inputs, quant.weight_bits, quant.group_size)
+
+
+def transformed_floats(model: DreamEdge, recipe: Recipe, inputs: Mapping[str, Tensor] | None) -> Weights:
+    """The network as the recipe rescales and rotates it, float32. model: untied.
+
+    A part is made when it is asked for, and kept until the next one is.
+    """
+    named = parts(model)
+
+    @lru_cache(maxsize=1)
+    def part_of(name: str) -> nn.Module:
+        made = _floats_of(name, named[name], model, recipe, inputs)
+        release(*named[name].parameters())
+        return made
+
+    def parameter(full: str) -> Tensor:
+        name = next(name for name in named if full.startswith(f"{name}."))
+        return part_of(name).get_parameter(full.removeprefix(f"{name}.")).data
+
+    return Weights(model, {}, made=parameter)
+
+
 def untie(model: DreamEdge, recipe: Recipe) -> None:
-    """The embedding and the output layer are quantized differently."""
-    if recipe.linear is not None or recipe.embedding is not None:
+    """The embedding and the output layer are quantized, or transformed, differently."""
+    if recipe.linear is not None or recipe.embedding is not None or recipe.fold or recipe.rotate:
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.data, requires_grad=False)
 
 

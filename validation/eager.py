@@ -62,13 +62,16 @@ def run_by_layer(
     dtype: torch.dtype | None = None,
     report: Report = silent,
     twin: Twin | None = None,
+    watch: Watch | None = None,
 ) -> list[list[float]]:
     """Calls take(i, j, logits float32 [K, vocab]) for call j of sequence i.
 
-    dtype: to compute in; None for the weights' own. Returns the tie margin of each call, see `TieMargins`.
+    dtype: to compute in; None for the weights' own. watch: as for `run_layers`. Returns the tie margin of each call,
+    see `TieMargins`.
     """
     ties = TieMargins(n_tokens(sequences))
-    last = deque(run_layers(weights, sequences, dtype, ties, report, multiply=product, twin=twin), maxlen=1).pop()
+    runs = run_layers(weights, sequences, dtype, ties, report, watch=watch, multiply=product, twin=twin)
+    last = deque(runs, maxlen=1).pop()
     run_head(weights, sequences, last.x_1ND, take, dtype, ties, report)
     if twin is not None and twin.x_1ND is not None:
         again = within("in another order", report)

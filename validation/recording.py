@@ -17,6 +17,7 @@ from validation.figures import TIE_MARGIN, kl_divergence, sqnr_db
 from validation.greedy import N_PROMPTS, NEW, PROMPT, write_greedily
 from validation.logits import Summary, summarize, top_columns
 from validation.material import Material, half_written_answers, hidden_texts
+from validation.overflow import Float16Error, check_finite, overflow_watch
 from validation.progress import Report, silent, within
 from validation.reference import Call, Expected, Greedy, Reference, Sequence, Task
 from validation.settings import ValidationConfig
@@ -43,7 +44,7 @@ def make_reference(
 ) -> Reference:
     """The recorded calls with what eager gives. quantized: as the recipe made the model; float32: as it was.
 
-    plain: the same, its weights rounded to the nearest, where the recipe does otherwise.
+    plain: the same, its weights rounded to the nearest, where the recipe does otherwise. Raises `Float16Error`.
     """
     config, targets = float32.model.config, dict[str, Tensor]()
     if material.texts:
@@ -53,7 +54,8 @@ def make_reference(
     contract = contract_sequences(material.prompts, config.mask_token_id, max_seq_len, max_rows)
     candidates = short_candidates(material.prompts)
     sequences = (*whole, *contract, *candidates)
-    expected, rounding = run_eager(quantized, float32, sequences, report, targets, plain)
+    beside = None if material.is_random else plain  # which of two loses less is no question of noise
+    expected, rounding = run_eager(quantized, float32, sequences, report, targets, beside)
     n = len(whole) + len(contract)
     chosen = [*range(n), *(n + i for i in freest_of_ties(candidates, expected[n:]))]
     sequences = (*whole, *contract, *renumbered(candidates, [i - n for i in chosen[n:]]))
@@ -163,10 +165,11 @@ def run_eager(
 
     The first is the quantized model's, and for whole sequences the float32 model's too, with what their rows are to
     predict (targets, by name) and how far the plainly rounded model is from it. The second is of calls that
-    are free of ties: of all where no activation is quantized, else of the short ones.
+    are free of ties: of all where no activation is quantized, else of the short ones. Raises `Float16Error`.
     """
     whole = tuple(sequence for sequence in sequences if sequence.name.startswith("whole"))
     wide: dict[str, tuple[Summary, Tensor]] = {}
+    dtype = quantized.model.norm.weight.dtype
 
     def keep(i: int, _: int, logits_KV: Tensor) -> None:
         columns_KC = top_columns(logits_KV, targets.get(whole[i].name))
@@ -176,15 +179,23 @@ def run_eager(
     rounded: dict[str, Tensor] = {}
 
     def keep_rounded(i: int, _: int, logits_KV: Tensor) -> None:
+        if dtype == torch.float16:
+            check_finite("the logits", logits_KV)
         float32_summary, columns_KC = wide[whole[i].name]
         rounded[whole[i].name] = kl_divergence(float32_summary, summarize(logits_KV, columns_KC)).float()
 
     if plain is not None:
-        run_by_layer(plain, whole, keep_rounded, None, within("plainly rounded", report))
+        try:
+            told = within("plainly rounded", report)
+            run_by_layer(plain, whole, keep_rounded, None, told, watch=overflow_watch(dtype))
+        except Float16Error:  # nothing to be held against
+            rounded.clear()
     eager: dict[tuple[int, int], Tensor] = {}
     divergence: dict[int, Tensor] = {}
 
     def keep_eager(i: int, j: int, logits_KV: Tensor) -> None:
+        if dtype == torch.float16:
+            check_finite("the logits", logits_KV)
         float32_summary, columns_KC = wide.get(sequences[i].name, (None, None))
         summary = summarize(logits_KV, columns_KC)
         eager[i, j] = summary.vector
@@ -198,7 +209,8 @@ def run_eager(
         other[twice[i], j] = summarize(logits_KV).vector
 
     twin = Twin(tuple(sequences[i] for i in twice), keep_other) if twice else None
-    margins = run_by_layer(quantized, sequences, keep_eager, None, within("quantized", report), twin)
+    asked = (sequences, keep_eager, None, within("quantized", report), twin)
+    margins = run_by_layer(quantized, *asked, overflow_watch(dtype))
     expected = []
     for i, (sequence, row) in enumerate(zip(sequences, margins, strict=True)):
         float32_summary, columns = wide.get(sequence.name, (None, None))

@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.commands.validate import config_of
+from pipeline.commands.validate import config_of, same_calibration
+from pipeline.config import load_task, names_of
 from pipeline.display import Display
 from pipeline.load import load
 from pipeline.quantize import quantize
@@ -55,12 +56,17 @@ def explain_artifact(config: ExplainConfig, display: Display) -> Explained:
             loaded = load(Path(config.checkpoint))
             if loaded.digests != manifest["checkpoint"]["sha256"]:
                 raise InputError(f"{config.checkpoint} is not the checkpoint that {artifact} was made of")
+            task = manifest["task"]["name"]
+            known = load_task(task).calibration if task in names_of("task") else None
+            noted = manifest["calibration"]
+            calibration = same_calibration(loaded, recipe, noted, config.calibration or known)
         with display.stage("quantize") as report:
-            quantized = quantize(loaded, recipe, Path(config.cache), report).weights
+            quantized = quantize(loaded, recipe, Path(config.cache), report, calibration)
         with display.stage("explain") as report:
             sequences = load_reference(artifact / REFERENCE_FILE).sequences
-            noise = quantization_noise(Weights(loaded.model, {}), quantized, sequences, report)
-            program = find_wrong_layers(artifact / MODEL_FILE, quantized, sequences, recipe.bounds, report)
+            floats, weights = quantized.floats or Weights(loaded.model, {}), quantized.weights
+            noise = quantization_noise(floats, weights, sequences, report)
+            program = find_wrong_layers(artifact / MODEL_FILE, weights, sequences, recipe.bounds, report)
     except (ArtifactError, ProgramError, ReferenceError) as error:
         raise BadArtifactError(str(error)) from error
     except OSError as error:

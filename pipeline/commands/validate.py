@@ -124,7 +124,7 @@ def _against_checkpoint(
         positions, _ = lengths(loaded.config, config.export)
         read = (task, config.validation, positions, DEFAULT_TEXT)
         given = calibration_file or task.calibration
-        calibration = _calibration_of(loaded, config.recipe, manifest["calibration"], given)
+        calibration = same_calibration(loaded, config.recipe, manifest["calibration"], given)
         material = material_of(loaded.folder, loaded.tokenizer, loaded.config, *read)
     with tempfile.TemporaryDirectory() as folder:
         with display.stage("quantize") as report:
@@ -152,7 +152,7 @@ def same_export(pte: Path, again: Path, other_kernels: dict[str, str] | None = N
     return Figure("repeatability", "exports_that_differ", differs, 0, False, "this export, byte for byte")
 
 
-def _calibration_of(loaded: Loaded, recipe: Recipe, noted: Any, given: str | None) -> Calibration | None:
+def same_calibration(loaded: Loaded, recipe: Recipe, noted: Any, given: str | None) -> Calibration | None:
     """noted: the manifest's. Raises `UsageError` where the text that is here is another."""
     if noted is None:
         return None
