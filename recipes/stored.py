@@ -27,31 +27,9 @@ from model.pages import release
 from recipes.options import Backend, LinearQuant, Recipe
 from recipes.packing import pack_int4, packed_digests, unpack_int4
 from recipes.quantization import INT8_ACTIVATIONS, Hessians, QuantizationError, check_sizes, quant_of, quantize_module
+from recipes.regions import Region, digest_of, regions_of
 from recipes.rescaling import transformed
 from recipes.rotation import check_rotation
-
-CHUNK = 2**23
-
-
-@dataclass(frozen=True)
-class Region:
-    """Bytes of a file."""
-
-    file: Path
-    offset: int
-    n_bytes: int
-    sha256: str
-
-    def chunks(self) -> Iterator[bytes]:
-        with self.file.open("rb") as opened:
-            opened.seek(self.offset)
-            left = self.n_bytes
-            while left:
-                chunk = opened.read(min(CHUNK, left))
-                if not chunk:
-                    raise OSError(f"{self.file}: ends early")
-                yield chunk
-                left -= len(chunk)
 
 
 @dataclass(frozen=True)
@@ -177,7 +155,7 @@ def untie(model: DreamEdge, recipe: Recipe) -> None:
 def is_whole(file: Path) -> bool:
     """Every tensor of it has the sha256 that was noted when it was written."""
     try:
-        return all(_sha256(region) == region.sha256 for region in _regions(file).values())
+        return all(digest_of(region) == region.sha256 for region in regions_of(file).values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         return False
 
@@ -194,7 +172,7 @@ def open_stored(folder: Path, like: DreamEdge, recipe: Recipe, only: str | None 
     weights = Weights(model.eval(), {})
     wanted = {name: part for name, part in parts(model).items() if only in (None, name)}
     files = {name: folder / f"{name}.safetensors" for name in wanted}
-    found = {name: _regions(file) for name, file in files.items()}
+    found = {name: regions_of(file) for name, file in files.items()}
     most = max(
         (r.n_bytes for regions in found.values() for name, r in regions.items() if name.endswith(".scale")), default=0
     )
@@ -281,30 +259,6 @@ def _save(part: nn.Module, name: str, backend: Backend, file: Path) -> None:
         partial.rename(file)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _regions(file: Path) -> dict[str, Region]:
-    """Where the tensors of a safetensors file are. Raises `OSError`, `ValueError`, `KeyError` for another file."""
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if length > file.stat().st_size:
-            raise ValueError(f"{file}: no safetensors file")
-        header = json.loads(opened.read(length))
-    sha256 = json.loads(header.pop("__metadata__")["noted"])["sha256"]
-    start = 8 + length
-    return {
-        name: Region(
-            file, start + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0], sha256[name]
-        )
-        for name, entry in header.items()
-    }
-
-
-def _sha256(region: Region) -> str:
-    digest = hashlib.sha256()
-    for chunk in region.chunks():
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _bytes(tensor: Tensor) -> memoryview:

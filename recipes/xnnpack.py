@@ -28,7 +28,8 @@ from torch.nn import Parameter
 
 from model.pages import release
 from recipes import shapes  # noqa: F401 - its kernels make every pass faster
-from recipes.stored import Region, Weights
+from recipes.regions import Region
+from recipes.stored import Weights
 
 # Rewrites of operators that Dream does not have. Each would trace every delegate anew, and change nothing.
 PASSES_OF_OTHER_NETWORKS = (
