@@ -18,7 +18,7 @@ from pipeline.lower import lower
 from pipeline.quantize import Quantized
 from pipeline.schema import ExportConfig
 from recipes.quantization import QuantizationError, quantize_model
-from recipes.stored import in_memory
+from recipes.stored import in_memory, rewrite
 from runtime.errors import RecipeError
 from runtime.program import Program
 
@@ -47,6 +47,7 @@ def export_model(
     output = Path(output_path)
     twin = copy.deepcopy(model).eval().requires_grad_(False)
     try:
+        rewrite(twin, recipe)
         quantize_model(twin, recipe.dtype, recipe.linear, recipe.embedding)
     except QuantizationError as error:
         raise RecipeError(f"recipe {recipe.name}: {error}") from error

@@ -126,6 +126,15 @@ def _floats_of(
     return transformed(name, part, model, recipe.fold, recipe.rotate, inputs, quant.weight_bits, quant.group_size)
 
 
+def rewrite(model: DreamEdge, recipe: Recipe) -> None:
+    """As the recipe folds and rotates, in place and in float32; factors go by weights. Raises `QuantizationError`."""
+    check_rotation(model.config, recipe.rotate)
+    untie(model, recipe)
+    if recipe.fold or recipe.rotate:
+        for name, made in [(name, _floats_of(name, part, model, recipe, None)) for name, part in parts(model).items()]:
+            model.set_submodule(name, made)
+
+
 def transformed_floats(model: DreamEdge, recipe: Recipe, inputs: Mapping[str, Tensor] | None) -> Weights:
     """The network as the recipe rescales and rotates it, float32. model: untied.
 

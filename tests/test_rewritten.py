@@ -20,7 +20,8 @@ from pipeline.config import CALIBRATION_TEXT, load_recipe, load_task
 from pipeline.load import load
 from pipeline.quantize import cache_folder, done, plain, quantize
 from recipes.options import Fold, Recipe, Rotate, Rounding
-from recipes.stored import Weights
+from recipes.quantization import quantize_model
+from recipes.stored import Weights, open_stored, rewrite, store
 from runtime.artifact import read_manifest
 from scripts.make_checkpoint import write_checkpoint
 from tests import outliers
@@ -73,6 +74,9 @@ def test_a_rewritten_network_is_a_valid_artifact(
     for layer in noise["layers"] if noise else []:
         assert layer["stream_db"] > 10
         assert all(layer["matrices"][kind] > 10 for kind in KINDS)
+    if recipe == "int4_xnnpack":
+        code, out, err = pipeline("explain", f"artifact={output}", given[0], given[-1])
+        assert (code, "is what was meant" in out) == (0, True), err
 
 
 def test_a_size_that_cannot_be_rotated_is_one_line(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -147,3 +151,17 @@ def test_float16_is_refused_where_activations_pass_its_end(
     assert code == 0, err
     names = {figure["name"] for figure in read_manifest(tmp_path / "made")["figures"]}
     assert "kl_beside_plain" not in names, "plain float16 is no network here"
+
+
+def test_the_twin_in_memory_is_the_same(tmp_path: Path) -> None:
+    """What `export_model` quantizes, and what is stored where there is no text; a tied one as well."""
+    recipe = replace(plain(load_recipe("int4_xnnpack")), fold=list(Fold), rotate=list(Rotate))
+    model, twin = (load_hf_model(GOLDEN / "mha-tied")[0] for _ in range(2))
+    list(store(model, recipe, tmp_path))
+    stored = open_stored(tmp_path, model, recipe)
+    rewrite(twin, recipe)
+    quantize_model(twin, recipe.dtype, recipe.linear, recipe.embedding)
+    held = Weights(twin, {})
+    assert twin.lm_head.weight is not twin.embed_tokens.weight
+    for name, _ in twin.named_parameters():
+        assert torch.equal(stored.rows(name), held.rows(name)), name
