@@ -32,6 +32,7 @@ commands:
   bench     measure its speed        artifact=DIR [output=FILE]
   compare   two artifacts            a=DIR b=DIR [--json] [html=FILE]
   explain   show where error arises  artifact=DIR checkpoint=DIR [output=FILE]
+  tune      choose formats           budget.kl=NATS | budget.bytes=N [checkpoint=DIR] [output=FILE] [plot=FILE]
   clean     remove quantized weights [cache=DIR]
   recipes   list the recipes
 

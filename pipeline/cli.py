@@ -17,7 +17,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.commands import COMMANDS, list_recipes
-from pipeline.config import CONF, as_it_stands, check_keys, explain, names_of_keys, register, with_task
+from pipeline.config import (
+    CONF,
+    as_it_stands,
+    check_keys,
+    explain,
+    names_of_keys,
+    register,
+    with_recipe_files,
+    with_task,
+)
 from pipeline.console import err
 from runtime.errors import INTERNAL_ERROR, INTERRUPTED, PipelineError, UsageError, one_line
 
@@ -67,6 +76,7 @@ def _under_hydra(
     texts = {key: text for key, _, text in (argument.partition("=") for argument in arguments) if key in TEXT_KEYS}
     arguments = [argument for argument in arguments if argument.partition("=")[0] not in TEXT_KEYS]
     is_sweep = not SWEEPS.isdisjoint(arguments)
+    arguments = with_recipe_files(arguments, is_sweep)
     arguments = with_task(command, arguments, is_sweep)
     arguments = [as_it_stands(argument, command, is_sweep) for argument in arguments]
     register()

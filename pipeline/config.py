@@ -15,6 +15,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from pipeline.schema import SCHEMAS, TEXTS
 from recipes.options import Recipe
@@ -32,6 +33,7 @@ ROOMS = ("conf", "model", "recipes", "pipeline", "validation", "report", "eviden
 DEFAULT_TEXT = ASSETS / "text" / "default.jsonl"  # that quality is measured on where none is given
 CALIBRATION_TEXT = ASSETS / "text" / "calibration.jsonl"  # that rounding goes by where none is given
 BUNDLED = ASSETS / "dream_sudoku"  # the checkpoint of `conf/run.yaml`
+RECIPE_FILES = (".yaml", ".yml")  # `recipe=` with such an end is a file of the user's own
 AUTO = "auto"  # the task that stands for the checkpoint's own
 T = TypeVar("T")
 # What transformers, Dream, LLaDA, lm-eval and others call our keys; a command has the first of those that it has.
@@ -102,10 +104,14 @@ def as_it_stands(argument: str, command: str, is_sweep: bool) -> str:
         return argument
     if key.lstrip("+").rpartition(".")[2] in TEXTS:
         return f"{key}={_quoted(value)}"
-    paths = [path.replace("\\,", ",") for path in re.split(r"(?<!\\),", value)] if is_sweep else [value]
+    paths = _paths(value) if is_sweep else [value]
     if not all(paths):
         raise UsageError(f"{key} is empty: a path is expected")
     return f"{key}={','.join(_quoted(os.path.expanduser(path)) for path in paths)}"  # noqa: PTH111 (~x may be no user)
+
+
+def _paths(swept: str) -> list[str]:
+    return [path.replace("\\,", ",") for path in re.split(r"(?<!\\),", swept)]
 
 
 def _quoted(text: str) -> str:
@@ -124,14 +130,60 @@ def load_task(name: str) -> TaskConfig:
     return _choice("task", name, TaskConfig)
 
 
+def with_recipe_files(arguments: list[str], is_sweep: bool) -> list[str]:
+    """The arguments, with the name that Hydra then knows a recipe by in place of `recipe=FILE.yaml`.
+
+    Raises `UsageError` for a file that is no recipe.
+    """
+    store = ConfigStore.instance()
+    store.repo.pop("recipe", None)  # those of a call before
+
+    def known(choice: str) -> str:
+        if not choice.endswith(RECIPE_FILES):
+            return choice
+        name = f"file_{len(store.repo.get('recipe', {}))}"
+        store.store(name=name, node=_read_recipe(Path(choice).expanduser()), group="recipe")
+        return name
+
+    def replaced(argument: str) -> str:
+        key, is_given, value = argument.partition("=")
+        if key != "recipe" or not is_given:
+            return argument
+        return f"recipe={','.join(known(choice) for choice in (_paths(value) if is_sweep else [value]))}"
+
+    return [replaced(argument) for argument in arguments]
+
+
+def _read_recipe(file: Path) -> dict[str, Any]:
+    """Checked against the types of a recipe."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file))
+        if not isinstance(content, dict):
+            raise UsageError(f"recipe {file} holds no keys and values")
+        known = OmegaConf.merge({"recipe": OmegaConf.structured(Recipe)}, {"recipe": content})
+        if missing := sorted(str(key) for key in OmegaConf.missing_keys(known)):
+            raise UsageError(f"recipe {file}: {missing[0]} is not given")
+        OmegaConf.to_object(known)
+    except OSError as error:
+        hint = nearest(file.stem, names_of("recipe"))
+        raise UsageError(f"recipe {file} cannot be read: {error.strerror or error}{hint}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"recipe {file} is not UTF-8") from error
+    except YAMLError as error:
+        raise UsageError(f"recipe {file} is not YAML: {_first_line(error)}") from error
+    except OmegaConfBaseException as error:
+        raise UsageError(f"recipe {file}: {explain(error, 'run')}") from error
+    return {str(key): value for key, value in content.items()}
+
+
 def with_task(command: str, arguments: list[str], is_sweep: bool) -> list[str]:
     """The arguments with `task=`, where they name none: what the checkpoint, or the artifact, brings."""
-    key = {"run": "checkpoint", "evaluate": "artifact"}.get(command)
+    key = {"run": "checkpoint", "tune": "checkpoint", "evaluate": "artifact"}.get(command)
     if key is None or any(argument.partition("=")[0].lstrip("+~") == "task" for argument in arguments):
         return arguments
     given = next((a.partition("=")[2] for a in reversed(arguments) if a.partition("=")[0] == key), str(BUNDLED))
     paths = given.split(",") if is_sweep else [given]
-    name_of = task_of_checkpoint if command == "run" else task_of_artifact
+    name_of = task_of_artifact if command == "evaluate" else task_of_checkpoint
     names = {name_of(Path(path).expanduser()) for path in paths}
     # Checkpoints of one sweep may differ: then each job finds its own.
     return [*arguments, f"task={names.pop()}"] if len(names) == 1 else arguments

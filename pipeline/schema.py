@@ -34,6 +34,27 @@ class RunConfig:
 
 
 @dataclass
+class TuneBudget:
+    """One of them. kl: nats. bytes: of all weights in a program."""
+
+    kl: float | None = None
+    bytes: int | None = None
+
+
+@dataclass
+class TuneConfig:
+    checkpoint: str = MISSING
+    calibration: str | None = None
+    output: str = MISSING
+    plot: str | None = None
+    cache: str = MISSING
+    recipe: Recipe = field(default_factory=Recipe)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    budget: TuneBudget = field(default_factory=TuneBudget)
+
+
+@dataclass
 class PinnedBounds:
     """By the names of the figures; None: as the artifact says."""
 
@@ -212,8 +233,8 @@ PATHS = {
     "key",
     "output",
 }
-PATHS |= {"calibration", "packed_cache", "prompts", "summary", "texts"}
-TEXTS = {"description", "name", "prompt"}
+PATHS |= {"calibration", "packed_cache", "plot", "prompts", "summary", "texts"}
+TEXTS = {"better", "description", "name", "prompt"}
 
 SCHEMAS = {
     "run": RunConfig,
@@ -226,5 +247,6 @@ SCHEMAS = {
     "bench": BenchConfig,
     "compare": CompareConfig,
     "explain": ExplainConfig,
+    "tune": TuneConfig,
     "clean": CleanConfig,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from markupsafe import Markup
 
@@ -170,6 +170,21 @@ def fidelity_plot(calls: list[dict[str, Any]], figures: dict[str, Any]) -> Plot:
         chart(title, Axis("positions that the call sees", log=True), Axis("signal to noise, dB"), series, bounds),
         text,
     )
+
+
+def tuned_plot(single: dict[str, tuple[int, float]], chosen: dict[str, tuple[int, float]]) -> Plot:
+    """Bytes of all weights, and nats from float32: of one format for all matrices, and of one for each."""
+
+    def series(name: str, found: dict[str, tuple[int, float]], draw: Literal["line", "dots"]) -> Series:
+        points = sorted((n_bytes / 2**20, kl, what) for what, (n_bytes, kl) in found.items())
+        tips = tuple(f"{what}: {x:.2f} MiB, {kl:.5f} nats" for x, kl, what in points)
+        return Series(name, [(x, kl) for x, kl, _ in points], draw, tips)
+
+    title = "Size against divergence"
+    every = [series("a format for each", chosen, "line"), series("one for all", single, "dots")]
+    limits = (0.0, max(kl for _, kl in [*single.values(), *chosen.values()]))
+    picture = chart(title, Axis("weights, MiB"), Axis("KL, nats", limits), every, legend="inside")
+    return Plot(title, picture, "Lower and further left is better.")
 
 
 def parts_plot(sizes: dict[str, Any]) -> Plot:

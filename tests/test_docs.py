@@ -50,6 +50,11 @@ NOT_RUN = {
         "find conf evidence model pipeline recipes report runtime validation -name '*.py' -o -name '*.yaml'"
         " | LC_ALL=C sort | xargs sha256sum | sha256sum"
     ): "test_evidence.py, and what it prints",
+    ".venv/bin/python -m pipeline tune checkpoint=assets/dream_english budget.kl=0.005": "test_tune.py, of another",
+    (
+        ".venv/bin/python -m pipeline run recipe=artifacts/dream_english-tuned.yaml"
+        " checkpoint=assets/dream_english budget.kl=0.005"
+    ): "test_tune.py, of another",
     "python -m scripts.faults catch docs/faults.json": "takes 45 minutes",
     "python -m scripts.faults alarms docs/alarms.json": "takes two hours",
 }

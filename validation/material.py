@@ -104,6 +104,21 @@ def task_of(tokenizer: Tokenizer | None, prompts: list[Tensor], task: TaskConfig
     return Task(tuple(chosen), task.new_tokens, task.threshold) if chosen else None
 
 
+def whole_sequences(
+    float32: Weights,
+    material: Material,
+    n_new: int,
+    settings: ValidationConfig,
+    max_seq_len: int,
+    max_rows: int,
+    report: Report,
+) -> tuple[tuple[Sequence, ...], dict[str, Tensor]]:
+    """(what quality is measured over, by name the tokens that the rows of texts predict): texts, else answers."""
+    if material.texts:
+        return hidden_texts(material.texts, float32.model.config.mask_token_id, settings.seed, max_rows)
+    return half_written_answers(float32, material.prompts, n_new, settings, max_seq_len, max_rows, report), {}
+
+
 def hidden_texts(
     texts: list[Tensor], mask_id: int, seed: int, max_rows: int
 ) -> tuple[tuple[Sequence, ...], dict[str, Tensor]]:

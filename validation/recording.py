@@ -16,7 +16,7 @@ from validation.eager import Twin, run_by_layer
 from validation.figures import TIE_MARGIN, kl_divergence, sqnr_db
 from validation.greedy import N_PROMPTS, NEW, PROMPT, write_greedily
 from validation.logits import Summary, summarize, top_columns
-from validation.material import Material, half_written_answers, hidden_texts
+from validation.material import Material, whole_sequences
 from validation.overflow import Float16Error, check_finite, overflow_watch
 from validation.progress import Report, silent, within
 from validation.reference import Call, Expected, Greedy, Reference, Sequence, Task
@@ -46,11 +46,8 @@ def make_reference(
 
     plain: the same, its weights rounded to the nearest, where the recipe does otherwise. Raises `Float16Error`.
     """
-    config, targets = float32.model.config, dict[str, Tensor]()
-    if material.texts:
-        whole, targets = hidden_texts(material.texts, config.mask_token_id, settings.seed, max_rows)
-    else:
-        whole = half_written_answers(float32, material.prompts, n_new, settings, max_seq_len, max_rows, report)
+    config = float32.model.config
+    whole, targets = whole_sequences(float32, material, n_new, settings, max_seq_len, max_rows, report)
     contract = contract_sequences(material.prompts, config.mask_token_id, max_seq_len, max_rows)
     candidates = short_candidates(material.prompts)
     sequences = (*whole, *contract, *candidates)

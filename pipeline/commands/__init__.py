@@ -106,6 +106,17 @@ def _explain(config: Any) -> None:
     show(console, explained)
 
 
+def _tune(config: Any) -> None:
+    from pipeline.commands.tune import show_tuned, tune
+    from pipeline.display import Display
+
+    console = out()
+    display = Display(console)
+    with display.live():
+        measured, chosen = tune(config, display)
+    show_tuned(console, measured, chosen, config)
+
+
 def _clean(config: Any) -> None:
     from pipeline.commands.clean import clean
 
@@ -130,5 +141,6 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "bench": _bench,
     "compare": _compare,
     "explain": _explain,
+    "tune": _tune,
     "clean": _clean,
 }
