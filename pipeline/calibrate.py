@@ -71,7 +71,7 @@ def calibration_of(loaded: Loaded, recipe: Recipe, given: str | None, bundled: P
         return None
     file = Path(given) if given is not None else bundled
     if loaded.tokenizer is None:
-        log.warning("recipe %s: the checkpoint has no tokenizer to read calibration text with", recipe.name)
+        log.info("recipe %s: the checkpoint has no tokenizer to read calibration text with", recipe.name)
         return None
     texts = tokens_of(loaded.tokenizer, read_texts(file, "calibration", loaded.folder), f"calibration: {file}", least=1)
     generator = torch.Generator().manual_seed(0)

@@ -99,7 +99,10 @@ def as_it_stands(argument: str, command: str, is_sweep: bool) -> str:
     of a path is `\\,` there. `null` is none, where there may be none. Raises `UsageError` for a path that is empty.
     """
     key, is_given, value = argument.partition("=")
-    hint = _hints(SCHEMAS[command]).get(key.lstrip("+"))
+    hints = _hints(SCHEMAS[command])
+    hint = hints.get(key.lstrip("+"))
+    if is_given and dict[str, str] in (hint, hints.get(key.rpartition(".")[0])):
+        return f"++{argument.lstrip('+')}"  # whose keys are the user's own; Hydra would take them for wrong ones
     if not is_given or hint not in (str, str | None) or (value == "null" and hint is not str):
         return argument
     if key.lstrip("+").rpartition(".")[2] in TEXTS:
