@@ -233,11 +233,7 @@ PATHS = {
     "key",
     "output",
 }
-<<<<<<< HEAD
 PATHS |= {"calibration", "packed_cache", "plot", "prompts", "summary", "texts"}
-=======
-PATHS |= {"calibration", "packed_cache", "prompts", "summary", "texts"}
->>>>>>> dd0e729 (scripts.compare_quality: what each recipe costs on text; rules by name need no plus signs)
 TEXTS = {"better", "description", "name", "prompt"}
 
 SCHEMAS = {
