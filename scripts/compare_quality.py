@@ -2,8 +2,8 @@
 
     python -m scripts.compare_quality docs/quality.json [--checkpoint DIR] [--texts FILE] [--prompts N]
 
-Each recipe is run, and `int4` also with each weight rounded to the nearest; then all programs are timed in one process, in
-turn, so that the ratios hold on a noisy machine. docs/quality.md shows the table.
+Each recipe is run, and `int4` also with each weight rounded to the nearest; then all programs are timed in one process,
+in turn, so that the ratios hold on a noisy machine. docs/quality.md shows the table.
 """
 
 from __future__ import annotations
