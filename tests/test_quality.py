@@ -113,8 +113,8 @@ def test_a_recipe_may_not_lose_more_than_plain_rounding(build: Build) -> None:
         tuple(e if e.plain is None else replace(e, plain=e.plain / 100) for e in expected)
         for expected in reference.expected
     )
-    figures = quality(replace(reference, expected=better), replayed, bounds)
-    assert {figure.name for figure in figures if not figure.ok} == {"kl_beside_plain"}
+    figures = quality(replace(reference, expected=better), replayed, bounds | {"kl_slack": 0.0})
+    assert "kl_beside_plain" in {figure.name for figure in figures if not figure.ok}
 
 
 def test_no_text_no_verdict_on_quality(build: Build, pipeline: Pipeline, tmp_path: Path) -> None:
