@@ -1,9 +1,9 @@
 """What each recipe costs on text: size, divergence and loss on held-out paragraphs, and seconds of a call.
 
-    python -m scripts.compare_quality docs/quality.json [--checkpoint DIR] [--texts FILE] [--prompts N]
+    python -m scripts.compare_quality FILE.json [--checkpoint DIR] [--texts FILE] [--prompts N]
 
 Each recipe is run, and `int4` also with each weight rounded to the nearest; then all programs are timed in one process,
-in turn, so that the ratios hold on a noisy machine. docs/quality.md shows the table.
+in turn, so that the ratios hold on a noisy machine.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def call_seconds(programs: dict[str, Program]) -> dict[str, float]:
 
 
 def quality_table(rows: dict[str, dict[str, Any]]) -> str:
-    """For docs/quality.md and the README."""
+    """In Markdown."""
     lines = ["| recipe | size | KL, nats | same token | loss, nats over float32's | time of a block step |"]
     lines.append("|---|---|---|---|---|---|")
     first = rows["int4_xnnpack"]["seconds"]
