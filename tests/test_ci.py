@@ -90,7 +90,13 @@ def test_the_example_validates(
     assert {name for group, name in cases if group != "validate.baseline"} == figures
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == (str(len(cases)), "0", "0")
     assert summary.startswith("## ✅ `new` is valid\n")
-    reported = {"top1_agreement", "sqnr_db", "cosine", "max_abs_diff"}  # and judged only if somebody pins them
+    reported = {
+        "top1_agreement",
+        "sqnr_db",
+        "cosine",
+        "max_abs_diff",
+        "order_agreement",
+    }  # and judged only if somebody pins them
     pinned = {"top1_agreement"}  # by the workflow
     judged = len(cases) - sum(group == "validate.quality" and name in reported - pinned for group, name in cases)
     assert f"{judged} of {judged} figures are within bounds, {len(cases) - judged} are reported" in summary

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from model import load_hf_model
-from pipeline.config import load_recipe
+from pipeline.calibrate import calibration_of
+from pipeline.config import CALIBRATION_TEXT, load_recipe, load_task, task_of_checkpoint
 from pipeline.load import load
 from pipeline.quantize import quantize
 from recipes.options import Backend
@@ -57,7 +58,9 @@ def made(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
     def make(checkpoint: str, recipe: str) -> Made:
         artifact = build(checkpoint, recipe)
         folder = BUNDLED if checkpoint == BUNDLED.name else GOLDEN / checkpoint
-        quantized = quantize(load(folder), load_recipe(recipe), cache, silent)
+        loaded, blocks = load(folder), load_recipe(recipe)
+        text = load_task(task_of_checkpoint(folder)).calibration
+        quantized = quantize(loaded, blocks, cache, silent, calibration_of(loaded, blocks, text, CALIBRATION_TEXT))
         return Made(artifact, quantized.weights, load_reference(artifact / REFERENCE_FILE).sequences)
 
     return make

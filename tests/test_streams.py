@@ -33,7 +33,8 @@ def commands(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> l
     """Each that prints, on whole artifacts; what takes long in them is left out."""
     one, sudoku = build("gqa2", "fp32_xnnpack"), build("dream_sudoku", "int4_xnnpack")
     replay = SimpleNamespace(load_seconds=0.1, peak_rss=2**20)
-    validated = SimpleNamespace(figures=FIGURES, measured=SimpleNamespace(replay=replay))
+    verdict = SimpleNamespace(words="right")
+    validated = SimpleNamespace(figures=FIGURES, measured=SimpleNamespace(replay=replay), verdict=verdict)
     monkeypatch.setattr(road, "run", lambda *_: (Packaged(tmp_path / "[a]", read_manifest(one)), validated))
     monkeypatch.setattr(validate, "revalidate", lambda *_: FIGURES)
     (tmp_path / "lines").write_text(json.dumps({"prompt": PUZZLE}) + '\n{"数独 😀": 1}\n', encoding="utf-8")

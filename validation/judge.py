@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipes.options import Recipe
 from runtime.artifact import MANIFEST_FILE, REFERENCE_FILE, ArtifactError, read_manifest
@@ -16,9 +16,11 @@ from validation.format import ExpectedFormat, ProgramFormat, read_format
 from validation.progress import Report, silent, within
 from validation.reference import Reference, load_reference
 from validation.replay import Answers, Replay, replay
-from validation.settings import Budget
 from validation.solved import Solved
-from validation.verdict import Verdict
+
+if TYPE_CHECKING:  # a harness has no omegaconf, which settings take
+    from validation.settings import Budget
+    from validation.verdict import Verdict
 
 # The bounds of a recipe that decide without a task.
 BOUNDS = ("fidelity_db", "fidelity_exact_db", "kl_slack")
