@@ -45,9 +45,7 @@ def opened(artifact: Path, folder: Path, tmp_path: Path) -> Tensor:
     return logits
 
 
-@pytest.mark.parametrize(
-    "recipe", ["int4_xnnpack", "int4_fast_xnnpack", "int8_xnnpack", "fp16_xnnpack", "fp32_xnnpack"]
-)
+@pytest.mark.parametrize("recipe", ["int4_xnnpack", "int8_xnnpack", "fp16_xnnpack", "fp32_xnnpack"])
 def test_a_program_opens_with_the_weights_that_were_packed_before(recipe: str, build: Build, tmp_path: Path) -> None:
     artifact, folder = build("gqa2", recipe), tmp_path / "packed"
     expected = Program.open(artifact).forward(TOKENS, 0, 8)
