@@ -76,12 +76,13 @@ def calibration_of(loaded: Loaded, recipe: Recipe, given: str | None, bundled: P
     texts = tokens_of(loaded.tokenizer, read_texts(file, "calibration", loaded.folder), f"calibration: {file}", least=1)
     generator = torch.Generator().manual_seed(0)
     pieces, n, sequences = windows(texts, min(WINDOW, loaded.config.max_seq_len)), 0, []
+    enough = calibration_tokens(loaded.config)
     for i, k in enumerate(torch.randperm(len(pieces), generator=generator).tolist()):
         text, ratio = pieces[k], float(torch.rand((), generator=generator))
         tokens = text.masked_fill(hidden_of(len(text), ratio, i % 3, generator), loaded.config.mask_token_id)
         sequences.append(Sequence(f"text-{i}", (Call(tokens, 0, len(tokens), torch.arange(len(tokens))),)))
         n += len(tokens)
-        if n >= calibration_tokens(loaded.config):
+        if n >= enough:
             break
     return Calibration(tuple(sequences), file.name, sha256(file))
 

@@ -23,7 +23,7 @@ from pipeline.export import lengths
 from pipeline.schema import RunConfig
 from recipes.gptq import hessian_blocks
 from recipes.options import Attention, EmbeddingQuant, LinearQuant, Recipe
-from recipes.quantization import quant_of
+from recipes.quantization import linear_bytes, quant_of
 from report.terminal import mib, show, table
 from runtime.errors import InputError, OutputError, ResourceError
 from validation.eager import ROWS, TOKENS, VOCAB
@@ -93,9 +93,11 @@ def of_sizes(
         n_bytes = 0.0
         quant = quant_in(name, module)
         if quant is not None:
-            n_bytes = _bytes(own.pop("weight"), quant, quant.weight_bits)
+            rows, columns = own.pop("weight").shape
+            n_bytes = linear_bytes(rows, columns, quant)
         elif isinstance(module, nn.Embedding) and recipe.embedding is not None:
-            n_bytes = _bytes(own.pop("weight"), recipe.embedding, 8)  # one to a byte until executorch packs them
+            # One to a byte until executorch packs them.
+            n_bytes = _embedding_bytes(own.pop("weight"), recipe.embedding, 8)
         return n_bytes + sum(p.numel() for p in own.values()) * itemsize
 
     def unpacked(name: str, module: nn.Module) -> float:
@@ -124,7 +126,7 @@ def of_sizes(
     cache = embedding + sum(layers.values()) + stored("norm", model.norm) + head
     output = cache
     if recipe.embedding is not None:
-        output += _bytes(model.embed_tokens.weight, recipe.embedding, recipe.embedding.weight_bits)
+        output += _embedding_bytes(model.embed_tokens.weight, recipe.embedding, recipe.embedding.weight_bits)
         output -= embedding
     largest = max(p.numel() for p in model.parameters()) * in_file
     arena = largest_plan(config, recipe.attention, S, max_rows, itemsize)
@@ -181,11 +183,11 @@ def _calibrating(config: DreamEdgeConfig, recipe: Recipe, part: nn.Module) -> fl
     return weights + 4 * 2 * sum(blocks) + 24 * max(blocks) + stream
 
 
-def _bytes(weight: torch.Tensor, quant: LinearQuant | EmbeddingQuant, weight_bits: int) -> float:
+def _embedding_bytes(weight: torch.Tensor, quant: EmbeddingQuant, weight_bits: int) -> float:
+    """With its scales, which are float32."""
     rows, columns = weight.shape
     groups = columns // quant.group_size if quant.group_size else 1
-    scale = 2 if isinstance(quant, LinearQuant) and quant.weight_bits == 4 else 4  # bfloat16 or float32
-    return rows * columns * weight_bits / 8 + rows * groups * scale
+    return rows * columns * weight_bits / 8 + rows * groups * 4
 
 
 def check_resources(config: RunConfig, console: Console) -> Estimate:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.schema import TuneBudget
 from recipes.options import LinearQuant, Recipe
-from recipes.quantization import format_of, quant_of, weight_type
+from recipes.quantization import format_of, linear_bytes, quant_of, weight_type
 from validation.progress import Report, within
 
 FORMATS = ("int4_channel", "int4", "int8")  # from the smallest
@@ -109,10 +109,8 @@ def _positive(x: Tensor) -> Tensor:
 
 
 def matrix_bytes(rows: int, columns: int, written: str) -> int:
-    """Of a matrix in a program, with its scales: bfloat16 of int4, float32 of int8."""
-    bits, group_size = format_of(written)
-    scales = rows * (columns // group_size if group_size else 1)
-    return rows * columns * bits // 8 + scales * (2 if bits == 4 else 4)
+    """Of a matrix in a program, with its scales."""
+    return int(linear_bytes(rows, columns, LinearQuant(*format_of(written))))
 
 
 def formats_that_fit(columns: int) -> tuple[str, ...]:

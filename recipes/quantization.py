@@ -187,6 +187,12 @@ def scale_dtype(quant: LinearQuant) -> torch.dtype:
     return torch.bfloat16 if quant.weight_bits == 4 else torch.float32
 
 
+def linear_bytes(rows: int, columns: int, quant: LinearQuant) -> float:
+    """Of a matrix in a program, with its scales."""
+    scales = rows * (columns // quant.group_size if quant.group_size else 1)
+    return rows * columns * quant.weight_bits / 8 + scales * scale_dtype(quant).itemsize
+
+
 def embedding_config(quant: EmbeddingQuant) -> IntxWeightOnlyConfig:
     return IntxWeightOnlyConfig(weight_dtype=_int_dtype(quant.weight_bits), granularity=_granularity(quant.group_size))
 

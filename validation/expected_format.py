@@ -13,7 +13,7 @@ from model.cache import cache_shape
 from model.dream import rope_cos_sin
 from recipes.options import Attention, Backend, LinearQuant, Recipe
 from recipes.packing import tensor_sha256
-from recipes.quantization import quant_of, scale_dtype, weight_type
+from recipes.quantization import linear_bytes, quant_of, weight_type
 from recipes.stored import Weights
 from validation.format import ExpectedFormat
 
@@ -76,13 +76,12 @@ def constant_digests(config: DreamEdgeConfig, max_seq_len: int, recipe: Recipe) 
 def ideal_bytes_per_weight(
     shapes: dict[str, tuple[int, int]], quants: dict[str, LinearQuant | None], itemsize: int
 ) -> float:
-    """Of the linear layers, by name: weights, and their scales (bfloat16 of int4, float32 of int8)."""
+    """Of the linear layers, by name, with their scales."""
     n_bytes = 0.0
     for name, (rows, columns) in shapes.items():
         quant = quants[name]
         if quant is None:
             n_bytes += itemsize * rows * columns
         else:
-            scales = rows * (columns // quant.group_size if quant.group_size else 1)
-            n_bytes += quant.weight_bits / 8 * rows * columns + scales * scale_dtype(quant).itemsize
+            n_bytes += linear_bytes(rows, columns, quant)
     return n_bytes / sum(rows * columns for rows, columns in shapes.values())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from validation.format import ExpectedFormat, ProgramFormat
-from validation.logits import Summary, confidence, log_probability
+from validation.logits import Summary, confidence, log_probability, with_rest
 from validation.reference import Expected, Reference
 from validation.replay import Replay
 
@@ -156,7 +156,7 @@ def _same_answers(reference: Reference, replay: Replay) -> list[Figure]:
 
 def kl_divergence(expected: Summary, actual: Summary) -> Tensor:
     """Nats, float64 [K]. Tokens that were not kept count as one: it is at most the divergence over all tokens."""
-    log_p, log_q = (torch.cat([s.values, s.rest[:, None]], dim=1).double().log_softmax(-1) for s in (expected, actual))
+    log_p, log_q = (with_rest(s).log_softmax(-1) for s in (expected, actual))
     terms = log_p.exp() * (log_p - log_q)
     return torch.where(log_p == -torch.inf, 0.0, terms).sum(-1)
 

@@ -60,18 +60,22 @@ def top_columns(logits_KV: Tensor, targets_K: Tensor | None = None) -> Tensor:
     return columns_KC
 
 
+def with_rest(summary: Summary) -> Tensor:
+    """float64 [K, C + 1]: the logits of the columns, and all others as one more token's."""
+    return torch.cat([summary.values, summary.rest[:, None]], dim=1).double()
+
+
 def log_probability(summary: Summary, columns_KC: Tensor, targets_K: Tensor) -> Tensor:
     """float64 [K], of tokens that are among the columns; of all, where the vocabulary is kept whole."""
     is_whole = columns_KC.shape[1] == 0
     at_K = targets_K if is_whole else (columns_KC == targets_K[:, None]).int().argmax(1)
-    every = torch.cat([summary.values, summary.rest[:, None]], dim=1).double()
+    every = with_rest(summary)
     return every.gather(1, at_K[:, None])[:, 0] - every.logsumexp(1)
 
 
 def confidence(summary: Summary) -> Tensor:
     """float64 [K]: of the likeliest token of all; a target with a lower logit is no harm."""
-    every = torch.cat([summary.values, summary.rest[:, None]], dim=1).double()
-    return summary.values.double().amax(1) - every.logsumexp(1)
+    return summary.values.double().amax(1) - with_rest(summary).logsumexp(1)
 
 
 def digest(logits_KV: Tensor) -> str:
