@@ -32,22 +32,28 @@ def reset_peak_rss() -> None:
         _CLEAR_REFS.write_text("5")  # see proc(5): resets VmHWM
 
 
-def unpin(file: Path) -> None:
+def mapped(file: Path) -> list[tuple[int, int]]:
+    """Where the file is mapped into this process: (address, bytes) of each place."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():  # not Linux
+        return []
+    name = f" {file.resolve()}"
+    lines = [line for line in maps.read_text(encoding="utf-8").splitlines() if line.endswith(name)]
+    places = [[int(address, 16) for address in line.split()[0].split("-")] for line in lines]
+    return [(start, end - start) for start, end in places]
+
+
+def unpin(places: list[tuple[int, int]]) -> None:
     """Let the system drop the pages of a mapped file, and drop those that are in memory now.
 
     The runtime locks what it maps, where it may: the whole embedding of a program would stay resident for the few rows
-    that a call reads.
+    that a call reads. places: of `mapped`, as long as they are.
     """
-    maps = Path("/proc/self/maps")
-    if not maps.exists():  # not Linux
-        return
     libc = ctypes.CDLL(None)
-    for line in maps.read_text(encoding="utf-8").splitlines():
-        if line.endswith(f" {file.resolve()}"):
-            start, end = (int(address, 16) for address in line.split()[0].split("-"))
-            place = (ctypes.c_void_p(start), ctypes.c_size_t(end - start))
-            libc.munlock(*place)
-            libc.madvise(*place, MADV_DONTNEED)
+    for start, n_bytes in places:
+        place = (ctypes.c_void_p(start), ctypes.c_size_t(n_bytes))
+        libc.munlock(*place)
+        libc.madvise(*place, MADV_DONTNEED)
 
 
 class PeakAnonymous:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.memory import unpin
+from runtime.memory import mapped, unpin
 from runtime.packed import PackedError, packed_weights
 
 CONTRACT_VERSION = 1
@@ -62,6 +62,9 @@ class Program:
         self._forward = forward
         self.before_call: Callable[[int], None] | None = None
         self._keep = keep  # the loaded program owns the memory of its methods
+        # Looked up once: the list is long, and takes more time than the call of a small network.
+        self._mapped = mapped(path)
+        unpin(self._mapped)
         open_programs.add(self)
 
     @classmethod
@@ -85,7 +88,6 @@ class Program:
             raise ProgramError(
                 f"{file}: damaged, or not an ExecuTorch program: {' | '.join([*lines, str(error)])}"
             ) from error
-        unpin(file)
         return cls(file, forward, metadata, program)
 
     @property
@@ -118,7 +120,7 @@ class Program:
 
     def start(self) -> Callable[..., Tensor]:
         """`forward`: there is one cache, which a new sequence takes over."""
-        unpin(self.path)  # the rows of the embedding that the last one read
+        unpin(self._mapped)  # the rows of the embedding that the last one read
         return self.forward
 
     def forward(

@@ -20,19 +20,19 @@ from tests.checkpoints import ROOT
 
 MIB = 2**20
 # 78 million numbers in the embedding and as many in the output layer: 74 MiB in int8, four times that in float32. The
-# layers have 40 million.
+# layers have 20 million.
 TALL = DreamEdgeConfig(
     vocab_size=151936,
     hidden_size=512,
     intermediate_size=512,
-    num_hidden_layers=28,
+    num_hidden_layers=14,
     num_attention_heads=8,
     num_key_value_heads=2,
     max_position_embeddings=4096,
 )
 VOCABULARY = TALL.vocab_size * TALL.hidden_size
-# What executorch's graphs of 28 layers take (measured: 968 MiB), and half of what a copy of all integers would.
-LOWERING = 1030 * MIB
+# What executorch's graphs of 14 layers take (measured: 285 to 318 MiB), and a third of a copy of all integers.
+LOWERING = 350 * MIB
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_weights_are_written_twice_and_not_once_more(road: dict[str, Any]) -> No
     ideal = road["estimate"]["output"]
     assert road["estimate"]["cache"] == ideal
     assert 1 <= road["cache_bytes"] / ideal < 1.01
-    assert 1 <= road["of_ideal"] < 1.03  # 28 small delegates take 2%
+    assert 1 <= road["of_ideal"] < 1.03  # 14 small delegates take 1%
     assert road["written_bytes"] < 2.05 * ideal
 
 

@@ -7,9 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -24,35 +25,54 @@ from validation.format import read_format
 
 Pipeline = Callable[..., tuple[int, str, str]]
 TOKENS = list(range(5, 13))
-# A process of its own: one keeps the packed weights of one program.
+# A process for each program: one keeps the packed weights of one. They are copies of one that has imported torch.
 OPEN = """
-import sys, torch
-from runtime.program import Program
-artifact, folder, output = sys.argv[1:]
-program = Program.open(artifact, folder)
-again = Program.open(artifact, folder)
-logits = [p.forward(list(range(5, 13)), 0, 8) for p in (program, again)]
-assert torch.equal(*logits)
-torch.save(logits[0], output)
+import os, sys, torch
+from runtime.program import Program, executorch_runtime
+executorch_runtime()
+for line in sys.stdin:
+    if (child := os.fork()) == 0:
+        artifact, folder, output = line.split()
+        logits = [Program.open(artifact, folder).forward(list(range(5, 13)), 0, 8) for _ in range(2)]
+        assert torch.equal(*logits)
+        torch.save(logits[0], output)
+        os._exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
 """
+Opened = Callable[[Path, Path], Tensor]
 
 
-def opened(artifact: Path, folder: Path, tmp_path: Path) -> Tensor:
-    """Logits of a new process that keeps its packed weights."""
-    output = tmp_path / "logits.pt"
-    subprocess.run([sys.executable, "-c", OPEN, artifact, folder, output], cwd=ROOT, check=True)
-    logits: Tensor = torch.load(output)
-    return logits
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
+    """opened(artifact, folder): logits of a new process that keeps its packed weights."""
+    output = tmp_path_factory.mktemp("opened") / "logits.pt"
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", OPEN], cwd=ROOT, **pipes) as process:
+        asks, answers = process.stdin, process.stdout
+        assert asks is not None
+        assert answers is not None
+
+        def open_(artifact: Path, folder: Path) -> Tensor:
+            asks.write(f"{artifact} {folder} {output}\n")
+            asks.flush()
+            assert answers.readline() == "0\n"
+            logits: Tensor = torch.load(output)
+            return logits
+
+        yield open_
+        asks.close()
 
 
 @pytest.mark.parametrize("recipe", ["int4_xnnpack", "int8_xnnpack", "fp16_xnnpack", "fp32_xnnpack"])
-def test_a_program_opens_with_the_weights_that_were_packed_before(recipe: str, build: Build, tmp_path: Path) -> None:
+def test_a_program_opens_with_the_weights_that_were_packed_before(
+    recipe: str, build: Build, opened: Opened, tmp_path: Path
+) -> None:
     artifact, folder = build("gqa2", recipe), tmp_path / "packed"
     expected = Program.open(artifact).forward(TOKENS, 0, 8)
-    assert torch.equal(opened(artifact, folder, tmp_path), expected)
+    assert torch.equal(opened(artifact, folder), expected)
     (file,) = folder.iterdir()
     before = file.stat()
-    assert torch.equal(opened(artifact, folder, tmp_path), expected)
+    assert torch.equal(opened(artifact, folder), expected)
     assert list(folder.iterdir()) == [file]
     assert (file.stat().st_mtime_ns, file.stat().st_size) == (before.st_mtime_ns, before.st_size)
     assert file.stat().st_size < 2 * (artifact / "model.pte").stat().st_size, "more than the room that is asked for"
@@ -61,10 +81,10 @@ def test_a_program_opens_with_the_weights_that_were_packed_before(recipe: str, b
     for i in range(len(content) // 2):
         content[i] ^= 1  # which leaves floats finite
     file.write_bytes(content)
-    assert not torch.equal(opened(artifact, folder, tmp_path), expected), "the file is not what it computes with"
+    assert not torch.equal(opened(artifact, folder), expected), "the file is not what it computes with"
 
     file.write_bytes(content[: len(content) // 2])
-    assert torch.equal(opened(artifact, folder, tmp_path), expected), "an incomplete file was taken"
+    assert torch.equal(opened(artifact, folder), expected), "an incomplete file was taken"
     assert packed._complete(file)
 
 
@@ -106,11 +126,11 @@ def test_matrices_that_the_runtime_takes_for_one_are_refused(recipe: str, build:
     assert not (tmp_path / "packed").exists()
 
 
-def test_equal_matrices_share_what_is_packed(build: Build, tmp_path: Path) -> None:
+def test_equal_matrices_share_what_is_packed(build: Build, opened: Opened, tmp_path: Path) -> None:
     pte = build("gqa2", "int4_xnnpack") / "model.pte"
     gate, _, other, _ = (names for shape, names in uses(pte) if shape == GATE)
     same = with_other_constants(pte, dict(zip(other, gate, strict=True)), tmp_path / "same.pte")
-    assert torch.equal(opened(same, tmp_path / "packed", tmp_path), Program.open(same).forward(TOKENS, 0, 8))
+    assert torch.equal(opened(same, tmp_path / "packed"), Program.open(same).forward(TOKENS, 0, 8))
 
 
 def test_a_program_is_known_by_which_scales_a_matrix_has(build: Build, tmp_path: Path) -> None:
@@ -139,14 +159,15 @@ def test_the_matrices_of_a_program_are_those_that_executorch_reads(build: Build)
     assert [shape for shape, _ in uses(pte)] == [linear.shape for linear in read_format(pte).linears]
 
 
-def test_what_a_killed_process_left_is_not_taken(build: Build, tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_not_taken(build: Build, opened: Opened, tmp_path: Path) -> None:
     artifact, folder = build("gqa2", "int4_xnnpack"), tmp_path / "packed"
     # It dies where all is packed, and the file is to get its name.
-    killed = "import os; from pathlib import Path; Path.replace = lambda *_: os.kill(os.getpid(), 9)" + OPEN
-    process = subprocess.run([sys.executable, "-c", killed, artifact, folder, tmp_path / "logits.pt"], cwd=ROOT)
+    killed = "import os; from pathlib import Path; Path.replace = lambda *_: os.kill(os.getpid(), 9)\n"
+    killed += f"from runtime.program import Program; Program.open({str(artifact)!r}, {str(folder)!r})"
+    process = subprocess.run([sys.executable, "-c", killed], cwd=ROOT)
     assert process.returncode == -9
     assert all(file.name.endswith(".partial") for file in folder.iterdir())
-    assert torch.equal(opened(artifact, folder, tmp_path), Program.open(artifact).forward(TOKENS, 0, 8))
+    assert torch.equal(opened(artifact, folder), Program.open(artifact).forward(TOKENS, 0, 8))
 
 
 def test_programs_have_files_of_their_own(build: Build) -> None:

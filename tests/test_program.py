@@ -15,6 +15,7 @@ from torch import Tensor
 from model import DreamEdge, StaticKVCache, load_hf_model
 from recipes import static_program
 from runtime import CONTRACT_VERSION, Program, ProgramError
+from runtime.memory import mapped
 from tests.checkpoints import GOLDEN, GOLDEN_NAMES, Build
 
 FLOAT_RECIPES = ("fp32_xnnpack", "fp32_portable")
@@ -40,6 +41,14 @@ def test_whole_sequences_are_the_references(build: Build, name: str, recipe: str
             torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
             compared += 1
     assert compared >= 5
+
+
+def test_a_new_sequence_looks_nothing_up(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list of what is mapped takes longer than a call of a small network."""
+    program = Program.open(build("gqa2", "fp32_xnnpack"))
+    assert sum(n_bytes for _, n_bytes in mapped(program.path)) > 0
+    monkeypatch.delattr(Path, "read_text")
+    assert program.start()([1, 2], 0, 2).shape[1] == 2
 
 
 @st.composite

@@ -62,7 +62,7 @@ def test_a_rewritten_network_is_a_valid_artifact(
 ) -> None:
     output = tmp_path / "made"
     given = (f"checkpoint={GOLDEN / checkpoint}", f"output={output}", "export.max_seq_len=64", f"cache={tmp_path}/c")
-    code, _, err = pipeline("run", f"recipe={recipe}", *given, *keys)
+    code, _, err = pipeline("run", f"recipe={recipe}", "validation.n_prompts=8", *given, *keys)
     assert code == 0, err
     manifest = read_manifest(output)
     assert manifest["recipe"]["fold"] == (["norms", "up_down", "v_o"] if ALL in keys else [])
@@ -139,9 +139,9 @@ def test_outliers_cost_nothing_where_they_are_folded(tmp_path: Path) -> None:
 def test_float16_is_refused_where_activations_pass_its_end(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outliers, "TIMES", 1e5)
-    loud = with_outliers(BUNDLED, tmp_path / "dream_sudoku", [Fold.up_down])
-    lengths = ("export.max_seq_len=64", "validation.n_prompts=8", "task=sudoku", "task.n_solve=8")
+    monkeypatch.setattr(outliers, "TIMES", 1e7)
+    loud = with_outliers(GOLDEN / "gqa2", tmp_path / "loud", [Fold.up_down])
+    lengths = ("export.max_seq_len=64", "validation.n_prompts=8")
     given = (f"checkpoint={loud}", f"output={tmp_path / 'made'}", *lengths, "recipe=fp16_xnnpack")
     code, _, err = pipeline("run", *given)
     assert (code, err.count("\n")) == (4, 1)
