@@ -24,6 +24,7 @@ from validation.reference import Task, save_reference
 from validation.replay import Answers, solve
 from validation.settings import Budget, TaskConfig, ValidationConfig
 from validation.solved import Solved, check_fit, share_solved, solved_figure
+from validation.tied_calls import with_floors
 from validation.verdict import verdict_of
 from validation.wrong_layers import name_wrong_layer
 
@@ -68,6 +69,10 @@ def validate(
         measured = measure(lowered.pte, reference_file, reference, bounds, expected, threads, report)
     except ProgramError as error:
         raise BadArtifactError(str(error)) from error
+    floored = with_floors(reference, measured.replay, quantized.weights, bounds["fidelity_db"], report)
+    if floored is not reference:
+        save_reference(floored, reference_file)
+        measured = measured.judged_by(floored, bounds)
     figures = name_wrong_layer(
         list(measured.figures), lowered.pte, quantized.weights, reference, quantized.recipe.bounds, report
     )

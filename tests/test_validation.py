@@ -19,6 +19,7 @@ from runtime.artifact import REFERENCE_FILE, read_manifest
 from runtime.errors import UsageError
 from tests.checkpoints import GOLDEN, ROOT, Build
 from tests.faults.judge import quantized
+from validation import tied_calls
 from validation.expected_format import expected_format
 from validation.figures import (
     TIE_MARGIN,
@@ -100,6 +101,43 @@ def test_a_wrong_scale_and_a_missing_bias_are_noticed(int4: Case) -> None:
     assert isinstance(bias, Tensor)
     bias.zero_()
     assert "fidelity_exact_db" in against(int4, unbiased)
+
+
+def moved(case: Case, names: list[str], db: float) -> Replay:
+    """The program's answers to the first calls of these sequences, with noise."""
+    _, _, replayed = case
+    logits, generator = dict(replayed.logits), torch.Generator().manual_seed(0)
+    for name in names:
+        first, *rest = logits[name]
+        noise = torch.randn(first.vector.shape, generator=generator)
+        vector = first.vector + noise * first.vector.norm() / noise.norm() * 10 ** (-db / 20)
+        logits[name] = [dataclasses.replace(first, vector=vector), *rest]
+    return dataclasses.replace(replayed, logits=logits)
+
+
+def test_how_far_ties_lead_is_measured_on_the_few_calls_that_are_far(
+    int4: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, reference, replayed = int4
+    bounds = bounds_of(load_recipe("int4_xnnpack"), Budget())
+    weights = in_memory(quantized_model("gqa2", "int4_xnnpack"), Backend.xnnpack)
+    whole = [sequence.name for sequence in reference.sequences if sequence.name.startswith("whole")]
+    assert tied_calls.with_floors(reference, replayed, weights, bounds["fidelity_db"]) is reference
+    # A wrong program is wrong in more calls than a tie makes loud.
+    many = moved(int4, whole[: tied_calls.MOST + 1], 25)
+    assert tied_calls.with_floors(reference, many, weights, bounds["fidelity_db"]) is reference
+    far = moved(int4, whole[:1], 25)
+    quiet = tied_calls.with_floors(reference, far, weights, bounds["fidelity_db"])
+    floors = {e.floor_db for row in quiet.expected for e in row} - {math.inf}
+    assert len(floors) == 1
+    assert min(floors) > 30, "here no tie is as loud as that"
+    assert "fidelity_db" in failing(fidelity(quiet, far, bounds))
+    monkeypatch.setattr(tied_calls, "MOVED", 0.05)
+    loud = tied_calls.with_floors(reference, far, weights, bounds["fidelity_db"])
+    save_reference(loud, tmp_path / "reference.safetensors")
+    kept = load_reference(tmp_path / "reference.safetensors")
+    assert {e.floor_db for row in kept.expected for e in row} == {e.floor_db for row in loud.expected for e in row}
+    assert failing(fidelity(kept, far, bounds)) == set()
 
 
 def test_wrong_attention_fails_the_long_calls_too(int4: Case) -> None:

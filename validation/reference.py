@@ -57,6 +57,8 @@ class Expected:
     targets: int64 [K], the tokens of the text that the rows predict, where there is one; among the columns.
     tie_margin: how far the nearest quantized activation is from a rounding tie, in steps of its int8 grid
     (0..0.5); infinite without quantized activations.
+    floor_db: decibels to which a tie may bring a right program in this very call; infinite where the recipe's bound is
+        enough: `validation.tied_calls`.
     """
 
     eager: Tensor
@@ -66,6 +68,7 @@ class Expected:
     tie_margin: float
     plain: Tensor | None = None
     targets: Tensor | None = None
+    floor_db: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,9 @@ def save_reference(reference: Reference, file: Path) -> None:
                 tensors |= {prefix + name: tensor for name, tensor in kept.items() if tensor is not None}
                 for field, tensor in vars(logits.float32).items():
                     tensors[f"{prefix}float32/{field}"] = tensor.contiguous()
-            margin = None if logits.tie_margin == float("inf") else logits.tie_margin
-            calls.append({"start_pos": call.start_pos, "kv_len": call.kv_len, "tie_margin": margin})
+            numbers = {"tie_margin": logits.tie_margin, "floor_db": logits.floor_db}
+            kept_numbers = {name: None if value == math.inf else value for name, value in numbers.items()}
+            calls.append({"start_pos": call.start_pos, "kv_len": call.kv_len, **kept_numbers})
         listing.append({"name": sequence.name, "calls": calls})
     floor_db = None if reference.floor_db == math.inf else reference.floor_db
     header: dict[str, object] = {"sequences": listing, "floor_db": floor_db}
@@ -151,16 +155,14 @@ def load_reference(file: Path) -> Reference:
                 for i, call in enumerate(entry["calls"]):
                     prefix = f"{entry['name']}/{i}/"
                     calls.append(_call(opened, prefix, call))
-                    logits.append(_expected(opened, prefix, call["tie_margin"], len(calls[-1].rows), names))
+                    logits.append(_expected(opened, prefix, call, len(calls[-1].rows), names))
                 if not calls or (entry["name"].startswith("whole") and any(e.float32 is None for e in logits)):
                     raise ValueError(f"{entry['name']}: no calls, or no logits of the float32 model")
                 sequences.append(Sequence(str(entry["name"]), tuple(calls)))
                 expected.append(tuple(logits))
             task = None if header.get("task") is None else _task(opened, header["task"])
             greedy = _greedy(opened) if "greedy/tokens" in names else None
-            floor_db = math.inf if header["floor_db"] is None else header["floor_db"]
-            if not isinstance(floor_db, float) or math.isnan(floor_db):
-                raise ValueError(f"floor_db {floor_db!r}")
+            floor_db = _decibels(header["floor_db"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         # A RuntimeError is also what deep nesting raises.
         raise ReferenceError(f"{file}: not readable as recorded calls: {error}") from error
@@ -184,13 +186,22 @@ def _call(opened: Any, prefix: str, entry: dict[str, Any]) -> Call:
     return Call(tokens, start_pos, kv_len, rows)
 
 
-def _expected(opened: Any, prefix: str, margin: Any, n_rows: int, names: set[str]) -> Expected:
+def _decibels(value: Any) -> float:
+    if value is None:
+        return math.inf
+    if not isinstance(value, float) or math.isnan(value):
+        raise ValueError(f"floor_db {value!r}")
+    return value
+
+
+def _expected(opened: Any, prefix: str, entry: dict[str, Any], n_rows: int, names: set[str]) -> Expected:
+    margin, floor_db = entry["tie_margin"], _decibels(entry["floor_db"])
     if margin is not None and not (isinstance(margin, float) and margin >= 0):
         raise ValueError(f"{prefix}: tie_margin {margin!r}")
     margin = math.inf if margin is None else margin
     eager = _tensor(opened, prefix + "eager", torch.float32, 2, n_rows)
     if prefix + "columns" not in names:
-        return Expected(eager, None, None, None, margin)
+        return Expected(eager, None, None, None, margin, floor_db=floor_db)
     columns = _tensor(opened, prefix + "columns", torch.int64, 2, n_rows)
     kept = {
         "vector": (torch.float32, 2),
@@ -211,7 +222,7 @@ def _expected(opened: Any, prefix: str, margin: Any, n_rows: int, names: set[str
         is_kept = (targets >= 0) & (targets < eager.shape[1]) if is_whole else (columns == targets[:, None]).any(1)
         if not is_kept.all():
             raise ValueError(f"{prefix}: a target that is none of the columns")
-    return Expected(eager, float32, columns, divergence, margin, plain, targets)
+    return Expected(eager, float32, columns, divergence, margin, plain, targets, floor_db)
 
 
 def _task(opened: Any, entry: dict[str, Any]) -> Task:

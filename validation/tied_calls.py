@@ -1,0 +1,72 @@
+"""Calls that rounding ties bring far from eager: how far rounding alone may lead, measured on these very calls."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from recipes.stored import Weights
+from validation.eager import run_head, run_layers
+from validation.figures import TIE_MARGIN, sqnr_db
+from validation.logits import summarize
+from validation.products import product
+from validation.progress import Report, silent, within
+from validation.reference import Reference, Sequence
+from validation.replay import Replay
+
+RUNS = 12
+# Of the size of a token's products: ten times what another order of summation moves, since a dozen runs see few ties.
+MOVED = 1e-5
+MARGIN_DB = 3.0  # a program may meet a worse tie than all runs did
+MOST = 3  # sequences. A wrong program is wrong in more of them, and then nothing is excused
+
+
+def with_floors(
+    reference: Reference, replay: Replay, quantized: Weights, bound_db: float, report: Report = silent
+) -> Reference:
+    """The reference with `Expected.floor_db` for the few calls with ties that the program does not answer within bound.
+
+    In some networks a single activation that falls to its other side is as loud as all rounding of the others. Then
+    eager, its products moved as float32's rounding may move them, is as far from itself.
+    """
+    asked = [i for i, sequence in enumerate(reference.sequences) if _is_far(reference, replay, i, sequence, bound_db)]
+    if not 0 < len(asked) <= MOST:
+        return reference
+    expected = list(reference.expected)
+    for n, i in enumerate(asked):
+        report("how far ties lead", n, len(asked))
+        worst = _moved(quantized, reference.sequences[i], [e.eager for e in expected[i]], within("ties", report))
+        floors = zip(expected[i], worst, strict=True)
+        expected[i] = tuple(
+            replace(e, floor_db=db - MARGIN_DB) if e.tie_margin <= TIE_MARGIN else e for e, db in floors
+        )
+    return replace(reference, expected=tuple(expected))
+
+
+def _is_far(reference: Reference, replay: Replay, i: int, sequence: Sequence, bound_db: float) -> bool:
+    calls = zip(reference.expected[i], replay.logits[sequence.name], strict=True)
+    return any(e.tie_margin <= TIE_MARGIN and sqnr_db(e.eager, actual.vector) < bound_db for e, actual in calls)
+
+
+def _moved(weights: Weights, sequence: Sequence, eager: list[Tensor], report: Report) -> list[float]:
+    """Decibels of each call, the worst of all runs."""
+    generator = torch.Generator().manual_seed(0)
+
+    def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        y = product(x, weight, bias)
+        size = y.pow(2).mean(-1, keepdim=True).sqrt()
+        return y + MOVED * size * torch.randn(y.shape, generator=generator)
+
+    worst = [math.inf] * len(eager)
+
+    def take(_: int, j: int, logits_KV: Tensor) -> None:
+        worst[j] = min(worst[j], sqnr_db(eager[j], summarize(logits_KV).vector))
+
+    together = tuple(Sequence(sequence.name, sequence.calls) for _ in range(RUNS))
+    for last in run_layers(weights, together, None, None, report, multiply=multiply):
+        x_1ND = last.x_1ND
+    run_head(weights, together, x_1ND, take, None, None, report, multiply)
+    return worst
