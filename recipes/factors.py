@@ -17,7 +17,7 @@ SPAN = 6.0  # what the channels of a token span, in root mean squares of the lou
 
 
 @dataclass(frozen=True)
-class Rounding:
+class WeightGrid:
     """Symmetric, of weights; their inputs become int8 for each token. Fields as in `recipes.options.LinearQuant`."""
 
     weight_bits: int = 4
@@ -39,7 +39,7 @@ def channel_factors(
     written: Tensor,
     readers: Sequence[Tensor],
     rms: Tensor | None,
-    rounding: Rounding | None,
+    grid: WeightGrid | None,
     groups: int = 1,
     shared: int = 1,
 ) -> Tensor:
@@ -52,7 +52,7 @@ def channel_factors(
     written: what the channels' loudness is taken for without `rms`: the largest weight that writes each, [channels].
     readers: [out, in] each, in = groups * shared * (channels / groups): `shared` heads read each group of channels.
     rms: root mean square of each input of the readers, [in].
-    rounding: None for what stands out, without a search.
+    grid: None for what stands out, without a search.
     """
     tried = torch.cat([reader[:: max(1, len(reader) // ROWS)] for reader in readers]).double()
     columns = _positive(tried.square().sum(0).view(groups, shared, -1).sum(1).view(-1).sqrt()).log()
@@ -61,12 +61,12 @@ def channel_factors(
     loudness = inputs.view(groups, shared, -1).square().mean(1).view(-1).sqrt().log()
     even = _centred((loudness - columns) / 2)
     stands_out = _factors(torch.where(even.abs() > STANDS_OUT, even, 0.0))
-    if rounding is None:
+    if grid is None:
         return stands_out
-    best, least = torch.ones_like(stands_out), rounding.error(tried, inputs)
+    best, least = torch.ones_like(stands_out), grid.error(tried, inputs)
     for factors in (stands_out, *(_factors(_centred(a * loudness - (1 - a) * columns)) for a in ALPHAS)):
         wide = for_inputs(factors, groups, shared)
-        error = rounding.error(tried * wide, inputs / wide)
+        error = grid.error(tried * wide, inputs / wide)
         if error < least:
             best, least = factors, error
     return best

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from model import DreamEdge
 from model.dream import MLP, Attention, DecoderLayer, RMSNorm
 from model.pages import release
-from recipes.factors import Rounding, channel_factors, for_inputs, largest
+from recipes.factors import WeightGrid, channel_factors, for_inputs, largest
 from recipes.options import Fold, Rotate
 from recipes.quantization import QuantizationError
 from recipes.rotation import check_rotation, rotate_rows
@@ -44,7 +44,7 @@ def transformed(
     model: the network as it was loaded, but with an output layer of its own; nothing of it is changed.
     inputs: the root mean square of each input channel, float [in], of q_proj, o_proj, gate_proj and down_proj of each
         layer (`layers.3.self_attn.q_proj`), of the network as it was loaded. Without it factors are chosen by weights.
-    weight_bits, group_size: the rounding that a layer's factors are chosen for, as in `LinearQuant`.
+    weight_bits, group_size: the grid that a layer's factors are chosen for, as in `LinearQuant`.
 
     Raises `QuantizationError` for an output layer that is the embedding's, and for sizes that cannot be rotated.
     """
@@ -60,7 +60,7 @@ def transformed(
         def of_layer(matrix: str) -> Tensor | None:
             return inputs[f"{name}.{matrix}"] if inputs is not None else None
 
-        _transform_layer(made, fold, rotate, of_layer, Rounding(weight_bits, group_size))
+        _transform_layer(made, fold, rotate, of_layer, WeightGrid(weight_bits, group_size))
         return made
     weight = made.get_parameter("weight").data
     if norms and isinstance(made, RMSNorm):
@@ -100,7 +100,7 @@ def _last_factors(model: DreamEdge) -> Tensor:
 
 
 def _transform_layer(
-    layer: DecoderLayer, fold: Sequence[Fold], rotate: Sequence[Rotate], inputs: Inputs, rounding: Rounding
+    layer: DecoderLayer, fold: Sequence[Fold], rotate: Sequence[Rotate], inputs: Inputs, grid: WeightGrid
 ) -> None:
     attention, mlp = layer.self_attn, layer.mlp
     if Rotate.r1 in rotate:
@@ -108,9 +108,9 @@ def _transform_layer(
             rotate_rows(writer.weight.data.T)
     # Before the norms: a loud row of up_proj or v_proj would be all that their factors are chosen for.
     if Fold.up_down in fold:
-        _fold_up_down(mlp, inputs("mlp.down_proj"), rounding)
+        _fold_up_down(mlp, inputs("mlp.down_proj"), grid)
     if Fold.v_o in fold:
-        _fold_v_o(attention, inputs("self_attn.o_proj"), rounding)
+        _fold_v_o(attention, inputs("self_attn.o_proj"), grid)
     for norm, readers, rms in (
         (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj), inputs("self_attn.q_proj")),
         (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj), inputs("mlp.gate_proj")),
@@ -121,7 +121,7 @@ def _transform_layer(
             for weight in weights:
                 rotate_rows(weight)
         elif Fold.norms in fold:
-            _fold_norm(norm.weight.data, weights, channel_factors(norm.weight.data.abs(), weights, rms, rounding))
+            _fold_norm(norm.weight.data, weights, channel_factors(norm.weight.data.abs(), weights, rms, grid))
     if Rotate.r2 in rotate:  # after what is moved between single channels
         _rotate_values(attention)
 
@@ -140,18 +140,18 @@ def _divide_norm(norm: Tensor, factors: Tensor | None) -> None:
         norm.div_(factors.to(norm.dtype))
 
 
-def _fold_up_down(mlp: MLP, rms: Tensor | None, rounding: Rounding) -> None:
+def _fold_up_down(mlp: MLP, rms: Tensor | None, grid: WeightGrid) -> None:
     up, down = mlp.up_proj.weight.data, mlp.down_proj.weight.data
-    factors = channel_factors(largest(up, 1), [down], rms, rounding).to(up.dtype)
+    factors = channel_factors(largest(up, 1), [down], rms, grid).to(up.dtype)
     up.div_(factors[:, None])
     down.mul_(factors)
 
 
-def _fold_v_o(attention: Attention, rms: Tensor | None, rounding: Rounding) -> None:
+def _fold_v_o(attention: Attention, rms: Tensor | None, grid: WeightGrid) -> None:
     v, bias, o = attention.v_proj.weight.data, attention.v_proj.bias.data, attention.o_proj.weight.data
     groups, shared = attention.num_kv_heads, attention.num_heads // attention.num_kv_heads
     written = torch.maximum(largest(v, 1), bias.abs())
-    factors = channel_factors(written, [o], rms, rounding, groups, shared).to(v.dtype)
+    factors = channel_factors(written, [o], rms, grid, groups, shared).to(v.dtype)
     v.div_(factors[:, None])
     bias.div_(factors)
     o.mul_(for_inputs(factors, groups, shared))

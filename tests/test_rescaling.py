@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model import DreamEdge, load_hf_model
-from recipes.factors import Rounding, channel_factors
+from recipes.factors import WeightGrid, channel_factors
 from recipes.options import Fold, Rotate
 from recipes.quantization import QuantizationError
 from recipes.rescaling import transformed
@@ -116,7 +116,7 @@ def test_factors_of_silent_channels() -> None:
     written[5], rms[7], rms[9], rms[11] = 0, 0, torch.inf, 1e30
     for heard in (None, rms):
         for matrix in (reader, torch.zeros_like(reader)):
-            for rounding in (None, Rounding(), Rounding(8, None)):
+            for rounding in (None, WeightGrid(), WeightGrid(8, None)):
                 factors = channel_factors(written, [matrix], heard, rounding)
                 assert factors.isfinite().all()
                 assert (factors > 0).all()
