@@ -2,8 +2,9 @@ PYTHON ?= python3.11
 VENV := .venv
 FULLSIZE ?= artifacts/fullsize
 READY := $(VENV)/.ready
+ARCH ?= $(shell uname -m)
 
-.PHONY: run test lint setup clean fullsize
+.PHONY: run test lint setup clean fullsize runner
 
 run: $(READY) ## build and validate the int4 program of the bundled checkpoint
 	$(VENV)/bin/python -m pipeline run recipe=int4_xnnpack overwrite=true
@@ -15,10 +16,28 @@ lint: $(READY) ## style, format and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	clang-format --dry-run --Werror $(wildcard runner/*.cpp runner/*.h runner/kernels/*.cpp)
 
 fullsize: $(READY) ## measure all that is claimed for Dream-7B's shape: 60 GB of disk in FULLSIZE
 	CMAKE_ARGS=-DCMAKE_CXX_FLAGS=-fno-dse $(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev,llama]"
 	$(VENV)/bin/python -m scripts.fullsize $(FULLSIZE) docs/fullsize.json
+
+# Of another processor than this one: its wheel, unpacked, and a cross compiler.
+WHEEL := $(shell sed -n 's/.*"executorch==\(.*\)".*/\1/p' pyproject.toml)
+FOREIGN := build/executorch-$(WHEEL)-$(ARCH)
+
+runner: $(READY) $(if $(filter $(ARCH),$(shell uname -m)),,$(FOREIGN)) ## the native runner, build/runner-ARCH/dreamedge-run; ARCH=aarch64 for Arm
+	mkdir -p build
+	cmake -S runner -B build/runner-$(ARCH) -G Ninja $(if $(filter $(ARCH),$(shell uname -m)),,\
+		-DCMAKE_TOOLCHAIN_FILE=$(ARCH).cmake -DEXECUTORCH_DIR=$(CURDIR)/$(FOREIGN)/executorch) > build/runner-$(ARCH).log
+	cmake --build build/runner-$(ARCH) $(if $(JOBS),--parallel $(JOBS))
+
+$(FOREIGN):
+	$(VENV)/bin/pip download --quiet --no-deps --only-binary=:all: --dest $@.wheel --python-version 3.11 \
+		--platform manylinux_2_28_$(ARCH) executorch==$(WHEEL)
+	$(VENV)/bin/python -m zipfile -e $@.wheel/*.whl $@.partial
+	rm -rf $@.wheel
+	mv $@.partial $@
 
 setup: $(READY) ## the virtual environment, from the pins
 
@@ -29,4 +48,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean: ## remove the environment and what was built
-	rm -rf $(VENV) artifacts
+	rm -rf $(VENV) artifacts build

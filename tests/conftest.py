@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 from filelock import FileLock
 
 from pipeline.__main__ import main
-from tests.checkpoints import Build, arguments
+from tests.checkpoints import ROOT, Build, arguments
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker has one core to itself, and so have the processes that it starts.
@@ -57,6 +59,22 @@ def build(shared: Path) -> Build:
         return output
 
     return make
+
+
+@pytest.fixture(scope="session")
+def native() -> Callable[..., Path]:
+    """native(processor): `dreamedge-run` built for it, once; what is there and has not changed is not built again."""
+
+    def made(processor: str = platform.machine()) -> Path:
+        (ROOT / "build").mkdir(exist_ok=True)
+        with FileLock(ROOT / "build" / f"runner-{processor}.lock"):
+            # The environment is there: it runs this.
+            command = ["make", "-o", ".venv/.ready", "runner", f"ARCH={processor}", "JOBS=1"]
+            made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            assert made.returncode == 0, made.stdout + made.stderr
+        return ROOT / "build" / f"runner-{processor}" / "dreamedge-run"
+
+    return made
 
 
 @pytest.fixture

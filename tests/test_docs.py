@@ -55,6 +55,9 @@ NOT_RUN = {
         ".venv/bin/python -m pipeline run recipe=artifacts/dream_english-tuned.yaml"
         " checkpoint=assets/dream_english budget.kl=0.005"
     ): "test_tune.py, of another",
+    "make runner                 # build/runner-x86_64/dreamedge-run": "test_runner.py",
+    "make runner ARCH=aarch64    # build/runner-aarch64/dreamedge-run": "test_runner.py",
+    "build/runner-x86_64/dreamedge-run --self-test artifact=artifacts/dream_sudoku-int4_xnnpack": "test_runner.py",
     "python -m scripts.faults catch docs/faults.json": "takes 45 minutes",
     "python -m scripts.faults alarms docs/alarms.json": "takes two hours",
 }

@@ -93,6 +93,9 @@ def test_files_are_short() -> None:
             if n > LONGEST:
                 longer[str(file.relative_to(ROOT))] = n
     assert longer.keys() == LONGER.keys()
+    native = [file for pattern in ("*.cpp", "*.h") for file in (ROOT / "runner").rglob(pattern)]
+    assert native
+    assert [file.name for file in native if len(file.read_text().splitlines()) > LONGEST] == []
 
 
 @pytest.mark.parametrize("room", ALLOWED)

@@ -1,0 +1,69 @@
+// dreamedge-run: the command. What a user causes ends in one line on stderr and a documented exit code.
+#include <csignal>
+#include <iostream>
+
+#include "arguments.h"
+#include "errors.h"
+#include "limits.h"
+#include "self_test.h"
+
+namespace dreamedge {
+namespace {
+
+Load load_of(const Arguments& arguments) {
+    const std::string load = arguments.text("load").value_or("mmap");
+    if (load != "mmap" && load != "file") usage_error("load " + in_quotes(load) + ": there are mmap, file");
+    return load == "mmap" ? Load::mmap : Load::file;
+}
+
+void limit(const Arguments& arguments) {
+    const auto mib = arguments.whole("memory");
+    if (mib && (*mib < 1 || *mib > INT64_MAX >> 20))
+        usage_error("memory " + std::to_string(*mib) + ": are MiB, 1 or more");
+    if (mib) limit_memory(*mib << 20);
+}
+
+void run(const Arguments& arguments) {
+    if (arguments.is_on("--help")) {
+        std::cout << HELP;
+        return;
+    }
+    if (arguments.is_on("--version")) {
+        std::cout << "dreamedge-run of contract version " << CONTRACT_VERSION << ", executorch " << EXECUTORCH_VERSION
+                  << "\n";
+        return;
+    }
+    const std::string artifact = arguments.needed("artifact");
+    end_in_words(artifact);
+    limit(arguments);
+    if (arguments.is_on("--self-test")) {
+        self_test(artifact, arguments.is_on("--json"), load_of(arguments), arguments.whole("threads"));
+        return;
+    }
+    usage_error("give --self-test");
+}
+
+int exit_code(int argc, char** argv) {
+    const auto ends = [](const std::string& message, Exit code) {
+        std::cout.flush();
+        if (!message.empty()) std::cerr << "error: " << one_line(message) << "\n";
+        return static_cast<int>(code);
+    };
+    try {
+        run(Arguments(argc, argv));
+        std::cout.flush();
+        return std::cout ? 0 : ends("stdout cannot be written", Exit::output);
+    } catch (const Error& error) {
+        return ends(error.what(), error.code);
+    } catch (const std::exception& error) {
+        return ends(std::string("internal: ") + error.what(), Exit::internal);
+    }
+}
+
+}  // namespace
+}  // namespace dreamedge
+
+int main(int argc, char** argv) {
+    std::signal(SIGPIPE, SIG_IGN);  // a closed stdout is told by the exit code
+    return dreamedge::exit_code(argc, argv);
+}
