@@ -11,6 +11,7 @@ if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]) != P
     # `-m` looks in the user's folder first: one that has a room's name there is not ours.
     del sys.path[0]
 
+from pipeline import interrupt
 from pipeline.streams import standard_streams
 from runtime.errors import BadArtifactError, OutputError
 
@@ -68,8 +69,7 @@ def _main(argv: list[str] | None) -> int:
         return 0 if arguments else 2
     if argv is None and arguments[0] in FOREIGN and (code := _watched()) is not None:
         return code
-    # A scheduler ends a run with SIGTERM: it is cleaned up after as after Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt.listen()
     from pipeline.cli import dispatch
 
     return dispatch(arguments[0], arguments[1:])

@@ -16,6 +16,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline import interrupt
 from pipeline.commands import COMMANDS, list_recipes
 from pipeline.config import (
     CONF,
@@ -109,10 +110,10 @@ def exit_code(work: Callable[[], None]) -> int:
     """0, or what is documented for the error, which is said in one line."""
     try:
         work()
-    except PipelineError as error:
-        return _fail(str(error), error.exit_code)
-    except Exception as error:  # noqa: BLE001 (the last resort: a line, not a traceback)
-        return _internal(error)
+    except Exception as error:  # the last resort: a line, not a traceback
+        if interrupt.seen.is_set():
+            raise KeyboardInterrupt from error
+        return _fail(str(error), error.exit_code) if isinstance(error, PipelineError) else _internal(error)
     return 0
 
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline import config
+from pipeline import config, road
 from pipeline.__main__ import HELP
 from pipeline.commands import COMMANDS
 from pipeline.config import _hints
@@ -413,6 +413,24 @@ def test_a_damaged_program_that_matches_its_hash(refused: Callable[..., str], ar
     pte.write_bytes(pte.read_bytes()[:-5000])
     reseal(artifact)
     assert "model.pte" in refused(6, "validate", f"artifact={artifact}")
+
+
+def test_what_a_library_makes_of_an_interrupt_is_no_error(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wraps(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except BaseException as error:
+            raise RuntimeError("export failed") from error
+
+    monkeypatch.setattr(road, "load", wraps)
+    given = (f"checkpoint={GOLDEN / 'gqa2'}", f"output={tmp_path / 'made'}")
+    for _ in range(2):
+        assert pipeline("run", *given) == (130, "", "error: interrupted\n")
+    monkeypatch.setattr(road, "load", lambda *_: 1 / 0)
+    assert pipeline("run", *given)[0] == 1, "the next error is one"
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
