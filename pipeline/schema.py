@@ -88,6 +88,14 @@ class Margins:
     seconds: float = 0.0
 
 
+CORES = ("cortex-a53", "cortex-a76", "neoverse-n1")  # in order; with dot products; a server's
+
+
+class Target(Enum):
+    host = "host"
+    arm64 = "arm64"
+
+
 @dataclass
 class ValidateConfig:
     artifact: str = MISSING
@@ -96,6 +104,9 @@ class ValidateConfig:
     prompts: str | None = None
     checker: str | None = None
     texts: str | None = None
+    target: Target = Target.host
+    cores: list[str] = field(default_factory=lambda: list(CORES))
+    runner: str | None = None
     summary: str | None = None
     junit: str | None = None
     bounds: PinnedBounds = field(default_factory=PinnedBounds)
@@ -233,7 +244,7 @@ PATHS = {
     "key",
     "output",
 }
-PATHS |= {"calibration", "packed_cache", "plot", "prompts", "summary", "texts"}
+PATHS |= {"calibration", "packed_cache", "plot", "prompts", "runner", "summary", "texts"}
 TEXTS = {"better", "description", "name", "prompt"}
 
 SCHEMAS = {

@@ -19,13 +19,14 @@ from pipeline.export import export, lengths
 from pipeline.load import Loaded, load
 from pipeline.lower import lower
 from pipeline.quantize import quantize
-from pipeline.schema import ExportConfig, PinnedBounds, RunConfig, ValidateConfig
+from pipeline.schema import ExportConfig, PinnedBounds, RunConfig, Target, ValidateConfig
 from pipeline.validate import validate
 from recipes.options import Recipe
 from runtime.artifact import MANIFEST_FILE, REFERENCE_FILE, ArtifactError, read_manifest, sha256
 from runtime.errors import BadArtifactError, InputError, OutputError, UsageError
 from runtime.program import MODEL_FILE, ProgramError
 from runtime.tokenizer import TOKENIZER_FILE, load_tokenizer
+from validation.arm import replay_on_cores
 from validation.figures import Figure
 from validation.judge import check_artifact, checked_number
 from validation.material import material_of
@@ -49,6 +50,9 @@ def revalidate(config: ValidateConfig, display: Display) -> list[Figure]:
     artifact = Path(config.artifact)
     try:
         manifest = read_manifest(artifact)
+        if config.target is Target.arm64:
+            with display.stage("validate") as report:
+                return pinned(_on_arm(artifact, config, report), config.bounds)
         task = _task_of(artifact, manifest, config)
         baseline = None if config.baseline is None else open_baseline(Path(config.baseline), manifest)
         if config.checkpoint is not None:
@@ -82,6 +86,13 @@ def pinned(figures: list[Figure], bounds: PinnedBounds) -> list[Figure]:
         *(replace(figure, bound=given.get(figure.name, figure.bound)) for figure in figures),
         *(Figure("pinned", name, math.nan, given[name], True, "not measured") for name in sorted(missing)),
     ]
+
+
+def _on_arm(artifact: Path, config: ValidateConfig, report: Report) -> list[Figure]:
+    for name in ("checkpoint", "baseline", "threads"):
+        if getattr(config, name) is not None:
+            raise UsageError(f"{name} is for target=host: on Arm the recorded calls run, and nothing else")
+    return replay_on_cores(artifact, list(config.cores), config.runner, report)
 
 
 def _alone(

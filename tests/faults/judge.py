@@ -17,7 +17,10 @@ from recipes.quantization import quantize_model
 from recipes.static_program import StaticProgram, export_program, metadata
 from recipes.stored import Weights, in_memory
 from runtime.artifact import REFERENCE_FILE, ArtifactError, read_manifest
+from runtime.errors import BadArtifactError
 from runtime.program import MODEL_FILE, ProgramError
+from tests.resealing import reseal
+from validation.arm import replay_on_cores
 from validation.judge import expectations, measure
 from validation.reference import Reference, ReferenceError, load_reference
 from validation.wrong_layers import name_wrong_layer
@@ -102,6 +105,19 @@ def judge_program(right: Right, pte: Path) -> Verdict:
         return Verdict((RUNTIME,), str(error))
     figures = name_wrong_layer(measured.figures, pte, right.weights, right.reference, right.recipe.bounds)
     figures.append(same_export(right.artifact / MODEL_FILE, pte))
+    wrong = [figure for figure in figures if not figure.ok]
+    return Verdict(tuple(figure.name for figure in wrong), "; ".join(map(str, wrong)))
+
+
+def judge_on_arm(right: Right, pte: Path, folder: Path, runner: Path) -> Verdict:
+    """As `validate target=arm64` does, of an artifact whose digests are right. folder: is made."""
+    copied(right, folder)
+    shutil.copy(pte, folder / MODEL_FILE)
+    reseal(folder)
+    try:
+        figures = replay_on_cores(folder, ["cortex-a53"], str(runner))
+    except BadArtifactError as error:
+        return Verdict((RUNTIME,), str(error))
     wrong = [figure for figure in figures if not figure.ok]
     return Verdict(tuple(figure.name for figure in wrong), "; ".join(map(str, wrong)))
 
