@@ -198,6 +198,19 @@ def test_files_that_a_page_names_exist() -> None:
             assert "NAME" in file or (ROOT / file).is_file(), f"{page.name}: {file}"
 
 
+def test_what_recipes_lose_on_text_is_what_was_measured() -> None:
+    from scripts.compare_quality import RUNS, quality_table
+
+    rows = json.loads((ROOT / "docs" / "quality.json").read_text())
+    assert list(rows) == list(RUNS)
+    table = quality_table(rows)
+    assert table in README
+    assert table in (ROOT / "docs" / "quality.md").read_text()
+    kl = {name: row["kl_divergence"] for name, row in rows.items()}
+    assert kl["int4_xnnpack"] < 0.5 * kl["int4_xnnpack, to the nearest"]
+    assert kl["int4_fast_xnnpack"] < kl["int4_xnnpack, to the nearest"], "what is fast is better than groups of 32 were"
+
+
 def test_full_size_is_what_was_measured() -> None:
     """The page shows what its JSON holds, and its claims are those of the JSON."""
     from scripts import show_fullsize as show
