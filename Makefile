@@ -4,7 +4,7 @@ FULLSIZE ?= artifacts/fullsize
 READY := $(VENV)/.ready
 ARCH ?= $(shell uname -m)
 
-.PHONY: run test lint setup clean fullsize runner
+.PHONY: run test lint setup clean fullsize runner runner-check
 
 run: $(READY) ## build and validate the int4 program of the bundled checkpoint
 	$(VENV)/bin/python -m pipeline run recipe=int4_xnnpack overwrite=true
@@ -16,7 +16,7 @@ lint: $(READY) ## style, format and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	clang-format --dry-run --Werror $(wildcard runner/*.cpp runner/*.h runner/kernels/*.cpp)
+	clang-format --dry-run --Werror $(wildcard runner/*.cpp runner/*.h runner/*/*.cpp)
 
 fullsize: $(READY) ## measure all that is claimed for Dream-7B's shape: 60 GB of disk in FULLSIZE
 	CMAKE_ARGS=-DCMAKE_CXX_FLAGS=-fno-dse $(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev,llama]"
@@ -31,6 +31,12 @@ runner: $(READY) $(if $(filter $(ARCH),$(shell uname -m)),,$(FOREIGN)) ## the na
 	cmake -S runner -B build/runner-$(ARCH) -G Ninja $(if $(filter $(ARCH),$(shell uname -m)),,\
 		-DCMAKE_TOOLCHAIN_FILE=$(ARCH).cmake -DEXECUTORCH_DIR=$(CURDIR)/$(FOREIGN)/executorch) > build/runner-$(ARCH).log
 	cmake --build build/runner-$(ARCH) $(if $(JOBS),--parallel $(JOBS))
+
+# The parts that read foreign bytes, for the tests, under sanitizers.
+runner-check: $(READY)
+	mkdir -p build
+	cmake -S runner -B build/runner-check -G Ninja -DCHECK=ON > build/runner-check.log
+	cmake --build build/runner-check $(if $(JOBS),--parallel $(JOBS))
 
 $(FOREIGN):
 	$(VENV)/bin/pip download --quiet --no-deps --only-binary=:all: --dest $@.wheel --python-version 3.11 \

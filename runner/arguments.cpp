@@ -22,7 +22,8 @@ keys, as `python -m pipeline generate` has them; null is the same as not to give
                    of writing: docs/generation.md; cache is none, prefix or dual
   threads          of the runtime; else one for each processor that it may use
 and of this command alone:
-  ids              token ids in place of a prompt, such as 11,205,7; the answer is ids too, and no tokenizer is needed
+  ids              token ids in place of a prompt, such as 11,205,7 (rows of a batch with ; between); the answer is
+                   ids too, and the artifact may be a .pte alone
   load             mmap: pages of the program as they are read (default); file: all of it in memory
   memory           MiB that this process may take for data; what needs more ends with exit code 8
 
@@ -30,7 +31,7 @@ switches:
   --self-test      the recorded calls on this device, judged by the artifact's own bounds: exit code 0 or 6
   --json           of --self-test: one object in place of lines
   --stream         the answer as it is written: a JSON line after each step, and the last with the answer
-  --history        the tokens before the first step and after each, as one JSON object
+  --history        of ids: the tokens before the first step and after each, as one JSON object
   --help, --version
 
 exit codes: 0 done, 2 a wrong key, value or prompt, 6 a damaged artifact or a figure out of its bounds, 7 output that

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstdio>
 
+#include "unicode.h"
+
 namespace dreamedge {
 
 void usage_error(const std::string& message) { throw Error(Exit::usage, message); }
@@ -13,21 +15,29 @@ void artifact_error(const std::string& message) { throw Error(Exit::artifact, me
 
 std::string one_line(std::string_view text, size_t longest) {
     std::string line;
-    for (char c : text) {
-        if (const auto byte = static_cast<unsigned char>(c); byte >= 0x20 && byte != 0x7f) {
-            line += c;
+    for (size_t at = 0; at < text.size();) {
+        const size_t start = at;
+        const int32_t c = next_character(text, at);
+        if (c >= 0 && is_printable(c)) {
+            line += text.substr(start, at - start);
             continue;
         }
-        std::array<char, 8> escaped{};
-        std::snprintf(escaped.data(), escaped.size(), "\\x%02x", static_cast<unsigned>(static_cast<unsigned char>(c)));
-        line += c == '\n' ? "\\n" : c == '\t' ? "\\t" : c == '\r' ? "\\r" : escaped.data();
+        const int32_t value = c < 0 ? static_cast<unsigned char>(text[start]) : c;
+        std::array<char, 16> escaped{};
+        const char* form = value < 0x100 ? "\\x%02x" : value < 0x10000 ? "\\u%04x" : "\\U%08x";
+        std::snprintf(escaped.data(), escaped.size(), form, static_cast<unsigned>(value));
+        line += value == '\n' ? "\\n" : value == '\t' ? "\\t" : value == '\r' ? "\\r" : escaped.data();
     }
     if (line.size() <= longest) return line;
     while (longest > 0 && (static_cast<unsigned char>(line[longest]) & 0xc0) == 0x80) --longest;  // no half character
     return line.substr(0, longest) + "…";
 }
 
-std::string in_quotes(std::string_view text, size_t longest) { return "'" + one_line(text, longest) + "'"; }
+std::string in_quotes(std::string_view text, size_t longest) {
+    const bool has_one = text.find('\'') != std::string_view::npos && text.find('"') == std::string_view::npos;
+    const char* quote = has_one ? "\"" : "'";
+    return quote + one_line(text, longest) + quote;
+}
 
 std::string number(double value) {
     if (std::isnan(value)) return "nan";

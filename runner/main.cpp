@@ -2,6 +2,7 @@
 #include <csignal>
 #include <iostream>
 
+#include "answers.h"
 #include "arguments.h"
 #include "errors.h"
 #include "limits.h"
@@ -36,11 +37,17 @@ void run(const Arguments& arguments) {
     const std::string artifact = arguments.needed("artifact");
     end_in_words(artifact);
     limit(arguments);
+    const Load load = load_of(arguments);
     if (arguments.is_on("--self-test")) {
-        self_test(artifact, arguments.is_on("--json"), load_of(arguments), arguments.whole("threads"));
+        self_test(artifact, arguments.is_on("--json"), load, arguments.whole("threads"));
         return;
     }
-    usage_error("give --self-test");
+    if (arguments.is_on("--json")) usage_error("--json is of --self-test");
+    if (arguments.is_on("--history") && !arguments.text("ids")) usage_error("--history is of ids=");
+    if (arguments.is_on("--stream") && (arguments.text("ids") || arguments.text("prompts"))) {
+        usage_error("--stream is of one prompt");
+    }
+    (arguments.text("ids") ? answer_ids : arguments.text("prompts") ? answer_lines : answer_prompt)(arguments, load);
 }
 
 int exit_code(int argc, char** argv) {

@@ -132,6 +132,17 @@ Metadata read_metadata(Constants constants, const std::filesystem::path& file) {
             one("enable_dynamic_shape") != 0};
 }
 
+// What nothing could be written with.
+void check_metadata(const Metadata& meta, const std::filesystem::path& file) {
+    const auto is_id = [&](int64_t token) { return 0 <= token && token < meta.get_vocab_size; };
+    const bool can_be = meta.get_max_seq_len >= 1 && meta.get_max_seq_len <= INT32_MAX && meta.get_max_rows >= 1 &&
+                        meta.get_vocab_size >= 2 && meta.get_vocab_size <= INT32_MAX && meta.get_block_length >= 1 &&
+                        is_id(meta.get_mask_id) && is_id(meta.get_pad_id);
+    if (!can_be)
+        artifact_error(file.string() +
+                       ": its metadata are of no program: lengths below 1, or ids beyond the vocabulary");
+}
+
 }  // namespace
 
 struct Program::Inside {
@@ -153,6 +164,7 @@ Program Program::open(const std::filesystem::path& path, Load load) {
     if (const auto error = inside->module.load(et::Program::Verification::InternalConsistency); error != et::Error::Ok)
         cannot_load(file, error, quiet.said());
     inside->metadata = read_metadata(Constants(inside->module, file), file);
+    check_metadata(inside->metadata, file);
     if (const auto error = inside->module.load_method("forward"); error != et::Error::Ok) {
         cannot_load(file, error, quiet.said());
     }

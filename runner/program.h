@@ -9,13 +9,12 @@
 #include <vector>
 
 #include "network.h"
+#include "options.h"
 
 namespace dreamedge {
 
 constexpr int64_t CONTRACT_VERSION = 1;
 constexpr const char* MODEL_FILE = "model.pte";
-
-using Tokens = std::vector<int64_t>;
 
 // The constant methods of a program, by their names there.
 struct Metadata {

@@ -66,15 +66,26 @@ def native() -> Callable[..., Path]:
     """native(processor): `dreamedge-run` built for it, once; what is there and has not changed is not built again."""
 
     def made(processor: str = platform.machine()) -> Path:
-        (ROOT / "build").mkdir(exist_ok=True)
-        with FileLock(ROOT / "build" / f"runner-{processor}.lock"):
-            # The environment is there: it runs this.
-            command = ["make", "-o", ".venv/.ready", "runner", f"ARCH={processor}", "JOBS=1"]
-            made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-            assert made.returncode == 0, made.stdout + made.stderr
+        make("runner", f"ARCH={processor}")
         return ROOT / "build" / f"runner-{processor}" / "dreamedge-run"
 
     return made
+
+
+@pytest.fixture(scope="session")
+def check() -> Path:
+    """`dreamedge-check`: the parts of the runner that read foreign bytes, under sanitizers."""
+    make("runner-check")
+    return ROOT / "build" / "runner-check" / "dreamedge-check"
+
+
+def make(*words: str) -> None:
+    (ROOT / "build").mkdir(exist_ok=True)
+    with FileLock(ROOT / "build" / f"{'-'.join(words)}.lock"):
+        # The environment is there: it runs this.
+        command = ["make", "-o", ".venv/.ready", *words, "JOBS=1"]
+        made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert made.returncode == 0, made.stdout + made.stderr
 
 
 @pytest.fixture

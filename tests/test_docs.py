@@ -59,6 +59,10 @@ NOT_RUN = {
     "make runner ARCH=aarch64    # build/runner-aarch64/dreamedge-run": "test_runner.py",
     "build/runner-x86_64/dreamedge-run --self-test artifact=artifacts/dream_sudoku-int4_xnnpack": "test_runner.py",
     ".venv/bin/python -m pipeline validate artifact=artifacts/dream_sudoku-int4_xnnpack target=arm64": "test_arm.py",
+    (
+        "build/runner-x86_64/dreamedge-run artifact=artifacts/dream_sudoku-int4_xnnpack"
+        " prompt=$'1003\\n0300\\n4000\\n0041\\n' threshold=0.9"
+    ): "test_runner_generation.py",
     "python -m scripts.faults catch docs/faults.json": "takes 45 minutes",
     "python -m scripts.faults alarms docs/alarms.json": "takes two hours",
 }

@@ -1,0 +1,74 @@
+#include "options.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "errors.h"
+
+namespace dreamedge {
+namespace {
+
+void refuse_unless(bool holds, const std::string& name, const std::string& value, const std::string& rule) {
+    if (!holds) usage_error(name + " " + value + ": " + rule);
+}
+
+void check_ids(const Network& network, const Tokens& tokens) {
+    for (const int64_t token : tokens) {
+        if (token >= 0 && token < network.vocab_size) continue;
+        const auto [least, most] = std::minmax_element(tokens.begin(), tokens.end());
+        usage_error("token id " + std::to_string(*least < 0 ? *least : *most) + " is outside the vocabulary, 0.." +
+                    std::to_string(network.vocab_size - 1));
+    }
+}
+
+}  // namespace
+
+void Options::check() const {
+    const auto is_finite = [](double value) { return 0 <= value && value < INFINITY; };
+    const bool is_alg = alg == "origin" || alg == "maskgit_plus" || alg == "topk_margin" || alg == "entropy";
+    refuse_unless(is_alg, "alg", in_quotes(alg), "there are origin, maskgit_plus, topk_margin, entropy");
+    const bool is_cache = !cache || *cache == "prefix" || *cache == "dual";
+    if (!is_cache) refuse_unless(false, "cache", in_quotes(*cache), "there are prefix, dual, and none");
+    refuse_unless(is_finite(temperature), "temperature", number(temperature), "must be 0 (the best token) or above");
+    refuse_unless(temperature == 0 || temperature >= 1e-6, "temperature", number(temperature),
+                  "below 1e-6 it is 0 but for rounding: give 0");
+    refuse_unless(!top_p || (0 < *top_p && *top_p <= 1), "top_p", number(top_p.value_or(0)),
+                  "must be above 0, where no token is left, and at most 1");
+    refuse_unless(!top_k || *top_k >= 1, "top_k", std::to_string(top_k.value_or(0)), "must leave at least 1 token");
+    refuse_unless(0 < eps && eps < 1, "eps", number(eps), "must be between 0 and 1");
+    refuse_unless(!block_length || *block_length >= 1, "block_length", std::to_string(block_length.value_or(0)),
+                  "must be at least 1");
+    refuse_unless(!threshold || (0 <= *threshold && *threshold <= 1), "threshold", number(threshold.value_or(0)),
+                  "is a probability, 0 to 1");
+    refuse_unless(!alg_temp || is_finite(*alg_temp), "alg_temp", number(alg_temp.value_or(0)),
+                  "must be 0 (the most confident) or above");
+    const bool draws_positions = alg_temp.value_or(0) != 0;
+    if (alg == "origin" && (threshold || draws_positions)) {
+        usage_error("alg 'origin' picks positions at random: it has no confidence for threshold or alg_temp");
+    }
+    if (threshold && draws_positions) {
+        usage_error("threshold and alg_temp both say which positions are written: give one of them");
+    }
+}
+
+void check_prompts(const Network& network, const std::vector<Tokens>& prompts, int64_t max_new_tokens) {
+    const bool has_empty =
+        std::any_of(prompts.begin(), prompts.end(), [](const Tokens& prompt) { return prompt.empty(); });
+    if (prompts.empty() || has_empty) usage_error("a prompt is empty: the first token is predicted from one before it");
+    if (max_new_tokens < 0) usage_error("max_new_tokens " + std::to_string(max_new_tokens) + ": must be at least 0");
+    for (const Tokens& prompt : prompts) {
+        check_ids(network, prompt);
+        const auto n = static_cast<int64_t>(prompt.size());
+        const std::string most = std::to_string(network.max_seq_len);
+        if (n > network.max_seq_len) {
+            usage_error("the prompt has " + std::to_string(n) + " tokens, max_seq_len is " + most);
+        }
+        if (max_new_tokens > network.max_seq_len - n) {
+            usage_error("the prompt's " + std::to_string(n) + " tokens and " + std::to_string(max_new_tokens) +
+                        " new ones are more than max_seq_len " + most + ": at most " +
+                        std::to_string(network.max_seq_len - n) + " new tokens fit");
+        }
+    }
+}
+
+}  // namespace dreamedge

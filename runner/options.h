@@ -1,0 +1,38 @@
+// What may be asked of writing: prompts and options, checked before the first call of the network.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "network.h"
+
+namespace dreamedge {
+
+using Tokens = std::vector<int64_t>;
+
+// As runtime/generation.py has them; docs/generation.md says what each does.
+struct Options {
+    int64_t max_new_tokens = 0;
+    std::optional<int64_t> steps;
+    std::string alg = "entropy";
+    double temperature = 0;
+    std::optional<double> top_p;
+    std::optional<int64_t> top_k;
+    std::optional<double> alg_temp;
+    double eps = 1e-3;
+    std::optional<int64_t> block_length;
+    std::optional<std::string> cache;  // prefix, dual
+    std::optional<double> threshold;
+    std::optional<int64_t> seed;
+    bool stop_at_eos = false;
+
+    // Throws `Error` (Exit::usage); written so that a NaN is refused.
+    void check() const;
+};
+
+// Throws `Error` (Exit::usage).
+void check_prompts(const Network& network, const std::vector<Tokens>& prompts, int64_t max_new_tokens);
+
+}  // namespace dreamedge
