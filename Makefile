@@ -2,7 +2,8 @@ PYTHON ?= python3.11
 VENV := .venv
 FULLSIZE ?= artifacts/fullsize
 READY := $(VENV)/.ready
-ARCH ?= $(shell uname -m)
+HOST := $(shell uname -m)
+ARCH ?= $(HOST)
 
 .PHONY: run test lint setup clean fullsize runner runner-check
 
@@ -17,6 +18,9 @@ lint: $(READY) ## style, format and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	clang-format --dry-run --Werror $(wildcard runner/*.cpp runner/*.h runner/*/*.cpp)
+	mkdir -p build
+	cmake -S runner -B build/runner-$(HOST) -G Ninja > build/runner-$(HOST).log
+	ls runner/*.cpp runner/kernels/*.cpp | xargs -P 2 -n 3 clang-tidy --quiet -p build/runner-$(HOST) 2> build/clang-tidy.log
 
 fullsize: $(READY) ## measure all that is claimed for Dream-7B's shape: 60 GB of disk in FULLSIZE
 	CMAKE_ARGS=-DCMAKE_CXX_FLAGS=-fno-dse $(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev,llama]"
@@ -26,9 +30,9 @@ fullsize: $(READY) ## measure all that is claimed for Dream-7B's shape: 60 GB of
 WHEEL := $(shell sed -n 's/.*"executorch==\(.*\)".*/\1/p' pyproject.toml)
 FOREIGN := build/executorch-$(WHEEL)-$(ARCH)
 
-runner: $(READY) $(if $(filter $(ARCH),$(shell uname -m)),,$(FOREIGN)) ## the native runner, build/runner-ARCH/dreamedge-run; ARCH=aarch64 for Arm
+runner: $(READY) $(if $(filter $(ARCH),$(HOST)),,$(FOREIGN)) ## the native runner, build/runner-ARCH/dreamedge-run; ARCH=aarch64 for Arm
 	mkdir -p build
-	cmake -S runner -B build/runner-$(ARCH) -G Ninja $(if $(filter $(ARCH),$(shell uname -m)),,\
+	cmake -S runner -B build/runner-$(ARCH) -G Ninja $(if $(filter $(ARCH),$(HOST)),,\
 		-DCMAKE_TOOLCHAIN_FILE=$(ARCH).cmake -DEXECUTORCH_DIR=$(CURDIR)/$(FOREIGN)/executorch) > build/runner-$(ARCH).log
 	cmake --build build/runner-$(ARCH) $(if $(JOBS),--parallel $(JOBS))
 

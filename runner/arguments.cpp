@@ -46,6 +46,12 @@ const std::vector<std::string> KEYS{"artifact", "prompt",      "prompts",      "
                                     "seed",     "stop_at_eos", "threads",      "load",  "memory"};
 const std::vector<std::string> SWITCHES{"--self-test", "--json", "--stream", "--history", "--help", "--version"};
 
+// Keys that Python has and this command has not, and why.
+const std::map<std::string, std::string> OF_PYTHON{
+    {"chat", "chat templates are of Python alone: give a prompt that is rendered"},
+    {"packed_cache", "packed weights are kept by Python alone, which sees whether a program can be opened from them"},
+};
+
 size_t distance(const std::string& a, const std::string& b) {
     std::vector<size_t> row(b.size() + 1);
     for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
@@ -85,6 +91,7 @@ Arguments::Arguments(int argc, char** argv) {
         const size_t equal = argument.find('=');
         if (equal == std::string::npos) usage_error(in_quotes(argument) + " is no key=value; --help shows the keys");
         const std::string key = argument.substr(0, equal);
+        if (const auto why = OF_PYTHON.find(key); why != OF_PYTHON.end()) usage_error(key + ": " + why->second);
         if (std::find(KEYS.begin(), KEYS.end(), key) == KEYS.end()) {
             usage_error("no key " + in_quotes(key) + nearest(key.substr(0, 100), KEYS));
         }

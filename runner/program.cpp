@@ -252,7 +252,7 @@ Logits Program::forward(const Tokens& tokens, int64_t start_pos, int64_t kv_len,
 
 std::filesystem::path program_file(const std::filesystem::path& path) {
     std::error_code ignored;
-    const auto file = std::filesystem::is_directory(path, ignored) ? path / MODEL_FILE : path;
+    auto file = std::filesystem::is_directory(path, ignored) ? path / MODEL_FILE : path;
     if (!std::filesystem::is_regular_file(file, ignored)) {
         artifact_error(path.string() + ": no artifact folder with a " + MODEL_FILE + ", and no .pte file");
     }

@@ -25,8 +25,8 @@ std::string with_replacements(std::string_view bytes);
 std::string nfc(std::string_view text);
 
 bool is_printable(int32_t character);  // as Python's `str.isprintable` has it
-bool is_space(int32_t character);  // White_Space
-bool is_word(int32_t character);   // what `\w` is in Unicode's regular expressions
+bool is_space(int32_t character);      // White_Space
+bool is_word(int32_t character);       // what `\w` is in Unicode's regular expressions
 
 // What a regular expression's class holds for \s, in PCRE2's notation.
 extern const char* const SPACES;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from runtime import Program, generate
 from runtime.text import open_text_artifact
 from runtime.tokenizer import decode, encode
-from tests.checkpoints import BUNDLED, GOLDEN_NAMES, Build
+from tests.checkpoints import BUNDLED, GOLDEN_NAMES, ROOT, Build
 from tests.test_generation import (
     PROMPT,
     REFUSED,
@@ -244,3 +245,13 @@ def test_a_stdout_that_is_full(native: Callable[..., Path], sudoku: Path) -> Non
         ended = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert ended.returncode == 7
     assert ended.stderr.splitlines()[-1] == "error: stdout cannot be written"
+
+
+def test_it_takes_a_fraction_of_pythons_time_and_memory(native: Callable[..., Path], sudoku: Path) -> None:
+    """From start to answer: a twentieth and a tenth at most; measured were a hundredth and a seventeenth."""
+    words = [sys.executable, "-m", "scripts.compare_runner", str(sudoku), str(native()), "--repeats", "1"]
+    found = json.loads(subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    assert found["same_answer"]
+    assert found["ratios"]["seconds"] >= 20
+    assert found["ratios"]["peak_rss"] >= 10
+    assert found["ratios"]["tokens_per_second"] >= 1
