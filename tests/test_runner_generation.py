@@ -247,11 +247,10 @@ def test_a_stdout_that_is_full(native: Callable[..., Path], sudoku: Path) -> Non
     assert ended.stderr.splitlines()[-1] == "error: stdout cannot be written"
 
 
-def test_it_takes_a_fraction_of_pythons_time_and_memory(native: Callable[..., Path], sudoku: Path) -> None:
-    """From start to answer: a twentieth and a tenth at most; measured were a hundredth and a seventeenth."""
+def test_it_takes_a_fraction_of_pythons_memory(native: Callable[..., Path], sudoku: Path) -> None:
+    """A tenth at most; measured was a seventeenth. Time is for `scripts/compare_runner.py` itself."""
     words = [sys.executable, "-m", "scripts.compare_runner", str(sudoku), str(native()), "--repeats", "1"]
     found = json.loads(subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
     assert found["same_answer"]
-    assert found["ratios"]["seconds"] >= 20
     assert found["ratios"]["peak_rss"] >= 10
-    assert found["ratios"]["tokens_per_second"] >= 1
+    assert set(found["ratios"]) == {"seconds", "peak_rss", "tokens_per_second"}

@@ -18,7 +18,7 @@ from validation.progress import Report, silent
 QEMU = "qemu-aarch64-static"
 LIBRARIES = Path("/usr/aarch64-linux-gnu")  # of Debian's cross compiler: glibc and libstdc++ for Arm
 RUNNER = Path("build/runner-aarch64/dreamedge-run")
-SME_RIGHT = 10  # QEMU's first version that multiplies integers right with SME (7.2: -0.3 dB)
+SME_RIGHT = 10  # QEMU's first version that multiplies integers right with SME (7.2: -3 dB)
 
 
 def replay_on_cores(artifact: Path, cores: list[str], runner: str | None, report: Report = silent) -> list[Figure]:
