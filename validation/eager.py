@@ -63,16 +63,17 @@ def run_by_layer(
     report: Report = silent,
     twin: Twin | None = None,
     watch: Watch | None = None,
+    multiply: Multiply = product,
 ) -> list[list[float]]:
     """Calls take(i, j, logits float32 [K, vocab]) for call j of sequence i.
 
-    dtype: to compute in; None for the weights' own. watch: as for `run_layers`. Returns the tie margin of each call,
-    see `TieMargins`.
+    dtype: to compute in; None for the weights' own. watch, multiply: as for `run_layers`; the output layer multiplies
+    so too. Returns the tie margin of each call, see `TieMargins`.
     """
     ties = TieMargins(n_tokens(sequences))
-    runs = run_layers(weights, sequences, dtype, ties, report, watch=watch, multiply=product, twin=twin)
+    runs = run_layers(weights, sequences, dtype, ties, report, watch=watch, multiply=multiply, twin=twin)
     last = deque(runs, maxlen=1).pop()
-    run_head(weights, sequences, last.x_1ND, take, dtype, ties, report)
+    run_head(weights, sequences, last.x_1ND, take, dtype, ties, report, multiply)
     if twin is not None and twin.x_1ND is not None:
         again = within("in another order", report)
         run_head(weights, twin.sequences, twin.x_1ND, twin.take, torch.float32, None, again, product_in_halves)

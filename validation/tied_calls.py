@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recipes.stored import Weights
-from validation.eager import run_head, run_layers
+from validation.eager import run_by_layer
 from validation.figures import TIE_MARGIN, sqnr_db
 from validation.logits import summarize
 from validation.products import product
@@ -65,8 +65,5 @@ def _moved(weights: Weights, sequence: Sequence, eager: list[Tensor], report: Re
     def take(_: int, j: int, logits_KV: Tensor) -> None:
         worst[j] = min(worst[j], sqnr_db(eager[j], summarize(logits_KV).vector))
 
-    together = tuple(Sequence(sequence.name, sequence.calls) for _ in range(RUNS))
-    for last in run_layers(weights, together, None, None, report, multiply=multiply):
-        x_1ND = last.x_1ND
-    run_head(weights, together, x_1ND, take, None, None, report, multiply)
+    run_by_layer(weights, (sequence,) * RUNS, take, report=report, multiply=multiply)
     return worst

@@ -21,6 +21,7 @@ from runtime.errors import BadArtifactError
 from runtime.program import MODEL_FILE, ProgramError
 from tests.resealing import reseal
 from validation.arm import replay_on_cores
+from validation.figures import Figure
 from validation.judge import expectations, measure
 from validation.reference import Reference, ReferenceError, load_reference
 from validation.wrong_layers import name_wrong_layer
@@ -105,6 +106,10 @@ def judge_program(right: Right, pte: Path) -> Verdict:
         return Verdict((RUNTIME,), str(error))
     figures = name_wrong_layer(measured.figures, pte, right.weights, right.reference, right.recipe.bounds)
     figures.append(same_export(right.artifact / MODEL_FILE, pte))
+    return verdict_on(figures)
+
+
+def verdict_on(figures: list[Figure]) -> Verdict:
     wrong = [figure for figure in figures if not figure.ok]
     return Verdict(tuple(figure.name for figure in wrong), "; ".join(map(str, wrong)))
 
@@ -118,8 +123,7 @@ def judge_on_arm(right: Right, pte: Path, folder: Path, runner: Path) -> Verdict
         figures = replay_on_cores(folder, ["cortex-a53"], str(runner))
     except BadArtifactError as error:
         return Verdict((RUNTIME,), str(error))
-    wrong = [figure for figure in figures if not figure.ok]
-    return Verdict(tuple(figure.name for figure in wrong), "; ".join(map(str, wrong)))
+    return verdict_on(figures)
 
 
 def judge_folder(artifact: Path) -> Verdict:
