@@ -106,7 +106,7 @@ void Tokenizer::encode_word(std::string_view word, std::vector<int64_t>& ids) co
     const auto look = [&](size_t left) {
         if (left == npos || symbols[left].after == npos) return;
         const int64_t a = symbols[left].id, b = symbols[symbols[left].after].id;
-        const auto merge = merges_.find(static_cast<uint64_t>(a) << 32 | static_cast<uint64_t>(b));
+        const auto merge = merges_.find(pair(a, b));
         if (merge != merges_.end()) queue.emplace(merge->second.rank, left, a, b);
     };
     for (size_t i = 0; i < symbols.size(); ++i) look(i);
@@ -115,7 +115,7 @@ void Tokenizer::encode_word(std::string_view word, std::vector<int64_t>& ids) co
         queue.pop();
         const size_t right = symbols[left].after;
         if (symbols[left].id != a || right == npos || symbols[right].id != b) continue;  // it is not there any more
-        symbols[left].id = merges_.at(static_cast<uint64_t>(a) << 32 | static_cast<uint64_t>(b)).id;
+        symbols[left].id = merges_.at(pair(a, b)).id;
         symbols[left].after = symbols[right].after;
         if (symbols[left].after != npos) symbols[symbols[left].after].before = left;
         symbols[right] = {-1, npos, npos};

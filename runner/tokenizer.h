@@ -40,7 +40,10 @@ class Tokenizer {
 
     std::unordered_map<std::string, int64_t> vocab_;
     std::unordered_map<int64_t, std::string> tokens_;
-    std::unordered_map<uint64_t, Merge> merges_;  // by the ids of both: left << 32 | right
+    static uint64_t pair(int64_t left, int64_t right) {
+        return static_cast<uint64_t>(left) << 32 | static_cast<uint64_t>(right);
+    }
+    std::unordered_map<uint64_t, Merge> merges_;  // by the `pair` of both ids
     std::vector<int64_t> bytes_;                  // the token of each byte, or -1
     bool ignores_merges_ = false, normalizes_ = false;
     std::vector<Cut> cuts_;

@@ -125,21 +125,17 @@ class TokenizerFile {
         if (!merges.is_array()) throw std::invalid_argument("model.merges is no list");
         for (size_t i = 0; i < merges.size(); ++i) {
             const auto [left, right] = pair_of(merges[i], i + 1);
-            int64_t ids[3];
-            const std::string* parts[] = {&left, &right, nullptr};
-            const std::string both = left + right;
-            parts[2] = &both;
-            for (size_t k = 0; k < 3; ++k) {
-                const auto found = made.vocab_.find(*parts[k]);
+            const auto id = [&, place = i](const std::string& token) {
+                const auto found = made.vocab_.find(token);
                 if (found == made.vocab_.end()) {
-                    throw std::invalid_argument("merge " + std::to_string(i + 1) + ": " +
-                                                one_line(merges[i].dump(), 60) + ": " + in_quotes(*parts[k]) +
+                    throw std::invalid_argument("merge " + std::to_string(place + 1) + ": " +
+                                                one_line(merges[place].dump(), 60) + ": " + in_quotes(token) +
                                                 " is not in the vocabulary");
                 }
-                ids[k] = found->second;
-            }
-            made.merges_[static_cast<uint64_t>(ids[0]) << 32 | static_cast<uint64_t>(ids[1])] = {
-                static_cast<uint32_t>(i), ids[2]};
+                return found->second;
+            };
+            const int64_t a = id(left), b = id(right);
+            made.merges_[Tokenizer::pair(a, b)] = {static_cast<uint32_t>(i), id(left + right)};
         }
     }
 
