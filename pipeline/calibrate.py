@@ -17,7 +17,8 @@ from recipes.options import Recipe, Rounding
 from recipes.quantization import Hessians, quant_of
 from recipes.stored import Weights, open_stored
 from runtime.artifact import sha256
-from validation.eager import embed, n_tokens, normed_rows, run_layers
+from validation.eager import embed, n_tokens, run_layers
+from validation.output_layer import normed_rows
 from validation.progress import Report, silent
 from validation.reference import Call, Sequence
 from validation.texts import hidden_of, read_texts, tokens_of, windows

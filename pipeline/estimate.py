@@ -26,8 +26,9 @@ from recipes.options import Attention, EmbeddingQuant, LinearQuant, Recipe
 from recipes.quantization import linear_bytes, quant_of
 from report.terminal import mib, show, table
 from runtime.errors import InputError, OutputError, ResourceError
-from validation.eager import ROWS, TOKENS, VOCAB
+from validation.eager import TOKENS
 from validation.expected_format import largest_plan
+from validation.output_layer import ROWS, VOCAB
 
 MIB = 2**20
 PROCESS = 385 * MIB  # Python, torch, torchao and executorch, imported

@@ -49,8 +49,12 @@ class Weights:
     regions: dict[str, Region] = field(default_factory=dict)
     made: Callable[[str], Tensor] | None = None
 
-    def rows(self, name: str, rows: slice | Tensor = slice(None)) -> Tensor:
-        """Rows of a parameter as eager computes with them: floats, dequantized if need be."""
+    def rows(self, name: str, rows: slice | Tensor = slice(None), dtype: torch.dtype | None = None) -> Tensor:
+        """Rows of a parameter as eager computes with them: floats, dequantized if need be; None for its own dtype."""
+        found = self._rows(name, rows)
+        return found.to(dtype or found.dtype)
+
+    def _rows(self, name: str, rows: slice | Tensor) -> Tensor:
         if self.made is not None:
             return self.made(name)[rows]
         parameter = self.model.get_parameter(name)

@@ -28,6 +28,7 @@ from runtime.program import MODEL_FILE
 from tests.checkpoints import BUNDLED, GOLDEN, ROOT, Build
 from tests.resealing import reseal
 from validation import eager, ties
+from validation.output_layer import run_head
 from validation.progress import silent
 from validation.quantization_noise import KINDS, quantization_noise
 from validation.reference import Sequence, load_reference
@@ -154,7 +155,7 @@ def recorded(weights: Weights, sequences: tuple[Sequence, ...], order: list[int]
     runs = list(eager.run_layers(weights, sequences, None, margins, order=order))
     x_1ND = [eager.embed(weights, sequences, None), *(run.x_1ND for run in runs)]
     logits: list[Tensor] = []
-    eager.run_head(weights, sequences, x_1ND[-1], lambda i, j, logits_KV: logits.append(logits_KV), None, margins)
+    run_head(weights, sequences, x_1ND[-1], lambda i, j, logits_KV: logits.append(logits_KV), None, margins)
     k_1NGd, v_1NGd = (tuple(getattr(run, name) for run in runs) for name in ("k_1NGd", "v_1NGd"))
     return Trace(sequences, tuple(x_1ND[:-1]), k_1NGd, v_1NGd, tuple(logits))
 

@@ -18,19 +18,16 @@ from torch import Tensor, nn
 from model import DreamEdgeConfig
 from model.dream import DecoderLayer, RMSNorm, apply_rope, attend, rope_cos_sin
 from recipes.stored import Weights
-from validation.activations import ACTIVATIONS, ActivationQuantization, quantized_activations, quantizes_activations
+from validation.activations import ActivationQuantization, quantized_activations, quantizes_activations
+from validation.output_layer import Multiply, Take, run_head
 from validation.products import product, product_in_halves
 from validation.progress import Report, silent, within
 from validation.reference import Sequence
 from validation.ties import TieMargins
 
 TOKENS = 512  # that go through an MLP at once: its activations are the widest
-ROWS = 512  # whose logits are computed at once
-VOCAB = 8192  # rows of the output layer that are in memory at once
 
-Take = Callable[[int, int, Tensor], None]
 Watch = Callable[[str, nn.Linear, Tensor], None]
-Multiply = Callable[..., Tensor]  # (x, weight, bias), as F.linear
 
 
 @dataclass(frozen=True)
@@ -148,11 +145,11 @@ def keys_and_values(weights: Weights, i: int, sequence: Sequence, x_RND: Tensor)
     """What layer i gives to its cache for each of R streams of a sequence: k rotated, and v, [R, N, G, d]."""
     config, path = weights.model.config, f"layers.{i}"
     norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-    norm.weight = nn.Parameter(_floats(weights, f"{path}.input_layernorm.weight", None), requires_grad=False)
+    norm.weight = nn.Parameter(weights.rows(f"{path}.input_layernorm.weight"), requires_grad=False)
     normed_RND = norm(x_RND.to(norm.weight.dtype))
 
     def project(name: str) -> Tensor:
-        weight, bias = (_floats(weights, f"{name}.{leaf}", None) for leaf in ("weight", "bias"))
+        weight, bias = (weights.rows(f"{name}.{leaf}") for leaf in ("weight", "bias"))
         quantizes = quantizes_activations(weights, f"{name}.weight")
         given_RND = quantized_activations(normed_RND) if quantizes else normed_RND
         return F.linear(given_RND, weight, bias).view(*x_RND.shape[:2], -1, config.head_dim)
@@ -166,42 +163,7 @@ def keys_and_values(weights: Weights, i: int, sequence: Sequence, x_RND: Tensor)
 def embed(weights: Weights, sequences: tuple[Sequence, ...], dtype: torch.dtype | None) -> Tensor:
     """[1, N, D]"""
     tokens_N = torch.cat([call.tokens for sequence in sequences for call in sequence.calls])
-    return _floats(weights, "embed_tokens.weight", dtype, tokens_N)[None]
-
-
-@torch.no_grad()
-def normed_rows(
-    weights: Weights, sequences: tuple[Sequence, ...], x_1ND: Tensor, dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor]:
-    """(what the output layer is given [R, D], which of the N tokens that are [R]): the rows of all calls."""
-    config = weights.model.config
-    norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-    norm.weight = nn.Parameter(_floats(weights, "norm.weight", dtype), requires_grad=False)
-    calls = [call for sequence in sequences for call in sequence.calls]
-    starts = torch.tensor([0, *(len(call.tokens) for call in calls)]).cumsum(0)
-    rows_R = torch.cat([start + call.rows for start, call in zip(starts.tolist(), calls, strict=False)])
-    return norm(x_1ND[0, rows_R]), rows_R
-
-
-@torch.no_grad()
-def run_head(
-    weights: Weights,
-    sequences: tuple[Sequence, ...],
-    x_1ND: Tensor,
-    take: Take,
-    dtype: torch.dtype | None,
-    ties: TieMargins | None,
-    report: Report = silent,
-    multiply: Multiply = product,
-) -> None:
-    """The norm and the output layer, over what the last layer gave."""
-    x_RD, rows_R = normed_rows(weights, sequences, x_1ND, dtype)
-    if quantizes_activations(weights, "lm_head.weight"):
-        if ties is not None:
-            for part in torch.arange(len(x_RD)).split(max(1, ACTIVATIONS // x_RD.shape[1])):
-                ties.note(x_RD[part], rows_R[part])
-        x_RD = quantized_activations(x_RD)
-    _take_logits(weights, sequences, x_RD, take, report, multiply)
+    return weights.rows("embed_tokens.weight", tokens_N, dtype)[None]
 
 
 def _positions(sequences: tuple[Sequence, ...]) -> Tensor:
@@ -219,7 +181,7 @@ def _floats_of_layer(
 ) -> dict[str, nn.Parameter]:
     with torch.device("meta"):
         names = [f"{prefix}.{name}" for name, _ in DecoderLayer(config).named_parameters()]
-    return {name: nn.Parameter(_floats(weights, name, dtype), requires_grad=False) for name in names}
+    return {name: nn.Parameter(weights.rows(name, dtype=dtype), requires_grad=False) for name in names}
 
 
 def _layer(
@@ -250,11 +212,6 @@ def _watched(watch: Watch, name: str, linear: nn.Module, inputs: tuple[Tensor]) 
     watch(name, linear, inputs[0])
 
 
-def _floats(weights: Weights, name: str, dtype: torch.dtype | None, rows: slice | Tensor = slice(None)) -> Tensor:
-    found = weights.rows(name, rows)
-    return found.to(dtype or found.dtype)
-
-
 def _attend_calls(
     sequences: tuple[Sequence, ...], kept: list[Tensor], q_1NHd: Tensor, k_1NGd: Tensor, v_1NGd: Tensor
 ) -> Tensor:
@@ -270,32 +227,3 @@ def _attend_calls(
             keys_1SGd[:, slots], values_1SGd[:, slots] = k_1NGd[:, tokens], v_1NGd[:, tokens]
             outs.append(attend(q_1NHd[:, tokens], keys_1SGd[:, : call.kv_len], values_1SGd[:, : call.kv_len], None))
     return torch.cat(outs, dim=1)
-
-
-def _take_logits(
-    weights: Weights,
-    sequences: tuple[Sequence, ...],
-    x_RD: Tensor,
-    take: Take,
-    report: Report,
-    multiply: Multiply,
-) -> None:
-    """The output layer over some rows at a time, a slice of the vocabulary at a time."""
-    calls = [(i, j, len(call.rows)) for i, sequence in enumerate(sequences) for j, call in enumerate(sequence.calls)]
-    V = weights.model.config.vocab_size
-    at = 0
-    while calls:
-        batch = [calls.pop(0)]
-        while calls and sum(K for *_, K in batch) + calls[0][2] <= ROWS:
-            batch.append(calls.pop(0))
-        R = sum(K for *_, K in batch)
-        report("rows of logits", at, len(x_RD))
-        logits_RV = torch.empty(R, V)
-        for start in range(0, V, VOCAB):
-            head_WD = _floats(weights, "lm_head.weight", x_RD.dtype, slice(start, min(V, start + VOCAB)))
-            logits_RV[:, start : start + VOCAB] = multiply(x_RD[at : at + R], head_WD).float()
-        weights.release("lm_head.")
-        weights.release("embed_tokens.")  # of a tied model
-        at += R
-        for (i, j, _), logits_KV in zip(batch, logits_RV.split([K for *_, K in batch]), strict=True):
-            take(i, j, logits_KV)

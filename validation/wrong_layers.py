@@ -16,8 +16,9 @@ from torch import Tensor
 from recipes.bounds import Bounds
 from recipes.stored import Weights
 from runtime.program import ProgramError
-from validation.eager import embed, keys_and_values, n_tokens, run_head, run_layers
+from validation.eager import embed, keys_and_values, n_tokens, run_layers
 from validation.figures import TIE_MARGIN, Figure, sqnr_db
+from validation.output_layer import run_head
 from validation.progress import Report, silent, within
 from validation.reference import Reference, Sequence
 from validation.ties import TieMargins
