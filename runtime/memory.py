@@ -32,6 +32,12 @@ def reset_peak_rss() -> None:
         _CLEAR_REFS.write_text("5")  # see proc(5): resets VmHWM
 
 
+def give_back_from(n_bytes: int) -> None:
+    """What was allocated in so many bytes or more goes back to the system when it is freed, from now on."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).mallopt(-3, n_bytes)  # M_MMAP_THRESHOLD of mallopt(3)
+
+
 def mapped(file: Path) -> list[tuple[int, int]]:
     """Where the file is mapped into this process: (address, bytes) of each place."""
     maps = Path("/proc/self/maps")

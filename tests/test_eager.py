@@ -18,7 +18,7 @@ from recipes.quantization import quantize_model
 from recipes.stored import open_stored, store
 from runtime.processor import native_float16
 from tests.checkpoints import GOLDEN, ROOT
-from validation import eager, products
+from validation import eager, output_layer, products
 from validation.eager import run_by_layer
 from validation.figures import kl_divergence, sqnr_db
 from validation.logits import SKETCH, digest, summarize, top_columns
@@ -33,8 +33,8 @@ PROMPTS = [torch.arange(5, 29) + i for i in range(8)]
 def test_it_is_the_network(checkpoint: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against `DreamEdge.start` with torchao's own quantized tensors, call by call."""
     # Small enough that every loop is gone through several times.
-    for name, value in (("TOKENS", 7), ("ROWS", 20), ("VOCAB", 100)):
-        monkeypatch.setattr(eager, name, value)
+    for module, name, value in ((eager, "TOKENS", 7), (output_layer, "ROWS", 20), (output_layer, "VOCAB", 100)):
+        monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(products, "SLICE", 50)
     blocks = load_recipe(recipe)
     model, _, config = load_hf_model(GOLDEN / checkpoint, dtype=None)

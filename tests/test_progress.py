@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -22,7 +25,8 @@ from pipeline.quantize import quantize
 from recipes.stored import Weights
 from runtime.artifact import REFERENCE_FILE
 from runtime.generation import generate
-from tests.checkpoints import GOLDEN, Build
+from tests.checkpoints import GOLDEN, ROOT, Build
+from validation import child
 from validation.child import run_child
 from validation.judge import check_artifact
 from validation.material import Material
@@ -196,12 +200,11 @@ def test_what_a_broken_program_says_is_not_shown(line: str) -> None:
 
 
 def test_a_child_that_complains_at_length_ends() -> None:
-    code = "import sys; print('a'); sys.stderr.write('x' * 2**20); print('b'); sys.exit('at last')"
     lines: list[str] = []
-    child = run_child(["-c", code], lines.append)
+    ended = run_child("tests.children", ["complains"], lines.append)
     assert lines == ["a\n", "b\n"]
-    assert child.returncode == 1
-    assert child.stderr.endswith("at last\n")
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("at last\n")
 
 
 def test_a_child_goes_with_whoever_stops_listening() -> None:
@@ -210,5 +213,50 @@ def test_a_child_goes_with_whoever_stops_listening() -> None:
 
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        run_child(["-c", "import time; print('a', flush=True); time.sleep(60)"], stop)
+        run_child("tests.children", ["sleeps"], stop)
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(("argument", "code"), [("exits", 3), ("crashes", -signal.SIGSEGV), ("raises", 1), ("ends", 0)])
+def test_a_childs_end_is_its_own(argument: str, code: int) -> None:
+    ended = run_child("tests.children", [argument], lambda _: None)
+    assert ended.returncode == code
+    assert ("ZeroDivisionError" in ended.stderr) == (argument == "raises")
+
+
+def test_children_are_new_each_time_but_for_what_was_imported() -> None:
+    """One has torch from the start, and nothing of the one before it: no variable, directory, limit or timer."""
+    heard: list[str] = []
+    for _ in range(2):
+        assert run_child("tests.children", ["counts"], heard.append).returncode == 0
+    assert heard == ["1 True\n"] * 2
+
+
+def test_a_child_has_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    for value in ("a", "b"):
+        monkeypatch.setenv("DREAMEDGE_TEST", value)
+        run_child("tests.children", ["environment"], heard.append)
+    assert heard == ["a\n", "b\n"]
+
+
+def test_a_fork_server_that_was_killed_is_said_and_replaced() -> None:
+    def kill(_: str) -> None:
+        child._servers[0].process.kill()
+
+    assert run_child("tests.children", ["speaks"], kill).returncode == 1
+    assert run_child("tests.children", ["ends"], lambda _: None).returncode == 0
+
+
+def test_nothing_outlives_whoever_started_it() -> None:
+    """Killed, its fork server and the program in it end too."""
+    tells = "lambda line: print(line, flush=True)"
+    code = f"from validation.child import run_child; run_child('tests.children', ['tells'], {tells})"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child_pid, server_pid = map(int, parent.stdout.readline().split())
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in (child_pid, server_pid)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

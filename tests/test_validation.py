@@ -327,20 +327,6 @@ def test_reference_survives_a_round_trip(int4: Case, tmp_path: Path) -> None:
     assert again.read_bytes() == (artifact / REFERENCE_FILE).read_bytes()
 
 
-def test_a_crash_of_the_runtime_is_a_verdict(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    from runtime.program import ProgramError
-
-    crashing = tmp_path / "python"
-    crashing.write_text("#!/bin/sh\nkill -SEGV $$\n")
-    crashing.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(crashing))
-    artifact = build("gqa2", "int4_xnnpack")
-    with pytest.raises(ProgramError, match=r"the runtime crashed \(SIGSEGV\)"):
-        replay(artifact / "model.pte", artifact / REFERENCE_FILE)
-
-
 PUZZLE, ANSWER = "1003\n0300\n3210\n4132", "1423\n2341\n3214\n4132"
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from runtime.generation import generate
 from runtime.limits import end_if_call_hangs, end_if_loading_hangs, how_it_ended, restrict_to_program
-from runtime.memory import memory, peak_rss
+from runtime.memory import give_back_from, memory, peak_rss
 from runtime.options import Network
 from runtime.program import Program, ProgramError
 from runtime.threads import use_threads
@@ -90,8 +90,6 @@ def replay(
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output.safetensors"
         arguments = [
-            "-m",
-            "validation.replay",
             str(pte.resolve()),  # its folder is not ours
             str(reference.resolve()),
             str(output),
@@ -100,9 +98,8 @@ def replay(
             *([] if tokens is None else ["--tokens", str(tokens)]),
             *([] if threads is None else ["--threads", str(threads)]),
         ]
-        # What holds a call's logits goes back to the system at once: the allocator would keep it beside the program.
         report("starting")
-        child = run_child(arguments, partial(_hear, report), {"MALLOC_MMAP_THRESHOLD_": str(2**20)})
+        child = run_child("validation.replay", arguments, partial(_hear, report))
         if child.returncode != 0:
             said = how_it_ended(child, "running")
             raise ProgramError(said if pte.name in said or reference.name in said else f"{pte}: {said}")
@@ -224,6 +221,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     pte: Path = args.pte
+    # What holds a call's logits goes back to the system at once: the allocator would keep it beside the program.
+    give_back_from(2**20)
     try:
         reference = load_reference(args.reference)
         if args.tokens is not None:

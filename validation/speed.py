@@ -175,7 +175,7 @@ def run_bench(pte: Path, settings: Settings, tell: Callable[[str], None]) -> dic
         result = said.get("result", result)
         tell(said.get("begins", ""))
 
-    child = run_child(["-m", "validation.speed", str(pte.resolve()), json.dumps(asdict(settings))], hear)
+    child = run_child("validation.speed", [str(pte.resolve()), json.dumps(asdict(settings))], hear)
     complaint = child.stderr.strip().splitlines()
     if child.returncode < 0:
         raise BadArtifactError(f"{pte}: the runtime crashed ({died_of(child.returncode)}) while measuring it")

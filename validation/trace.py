@@ -106,8 +106,8 @@ def _record(pte: Path, sequences: tuple[Sequence, ...], n_bytes: int, planned_me
     calls = folder / "calls.json"
     calls.write_text(json.dumps([_plain(call) for sequence in sequences for call in sequence.calls]))
     numbers = (str(n_bytes), str(planned_memory))
-    arguments = ["-m", "validation.trace", str(pte.resolve()), str(calls), *numbers, str(folder)]
-    child = run_child(arguments, lambda _: None)
+    arguments = [str(pte.resolve()), str(calls), *numbers, str(folder)]
+    child = run_child("validation.trace", arguments, lambda _: None)
     if child.returncode != 0:
         raise TraceError(f"{pte}: cannot be recorded: {how_it_ended(child, 'recording')}")
 
