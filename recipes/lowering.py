@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-import recipes.exporter  # noqa: F401 - first
+from recipes.exporter import garbage_of_now_only  # first
 
 # isort: split
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -26,6 +26,7 @@ from recipes.stored import Weights
 from recipes.xnnpack import adapted_lowering
 
 
+@garbage_of_now_only()
 def lower_program(
     exported: torch.export.ExportedProgram,
     backend: Backend,

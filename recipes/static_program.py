@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from model import DreamEdge
 from model.cache import cache_shape
 from model.dream import DecoderLayer, RMSNorm, apply_rope, attend, rope_cos_sin
+from recipes.exporter import garbage_of_now_only
 from recipes.options import Attention, Backend
 
 CONTRACT_VERSION = 1
@@ -210,6 +211,7 @@ def half_turn(head_dim: int) -> Tensor:
     return turn
 
 
+@garbage_of_now_only()
 def export_program(program: StaticProgram, max_rows: int) -> torch.export.ExportedProgram:
     """`torch.export` with T dynamic in 1..max_seq_len, and K in 1..max_rows."""
     S = program.max_seq_len
