@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from evidence.device import device_needs
 from recipes.options import Recipe
 from runtime.artifact import MANIFEST_FILE, SCHEMA_VERSION, sha256
 from runtime.processor import machine
@@ -39,10 +40,8 @@ class MadeOf:
     eager: dict[str, str]
 
 
-def manifest_of(
-    folder: Path, made_of: MadeOf, validated: Validated, created: str, run_files: tuple[str, ...]
-) -> dict[str, Any]:
-    """run_files: those of `folder` that hold times and memory, and so differ from run to run."""
+def manifest_of(folder: Path, made_of: MadeOf, validated: Validated, created: str) -> dict[str, Any]:
+    """Of the files that are in `folder`: those that every build repeats."""
     program, task = (folder / MODEL_FILE).stat().st_size, made_of.task
     found = validated.measured.format
     files = {file.name: file_entry(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST_FILE}
@@ -83,11 +82,13 @@ def manifest_of(
         "expected_format": asdict(validated.expected_format),
         "figures": [figure_dict(figure) for figure in validated.figures],
         "solved": asdict(validated.solved) if validated.solved else None,
-        "files": {name: entry for name, entry in files.items() if name not in run_files},
+        "cores": [],
+        "device": device_needs(folder / MODEL_FILE, found, validated.measured.replay.grown),
+        "files": files,
         "run": {
             "created": created,
             "machine": machine() | {"threads": validated.measured.replay.threads},
-            "files": {name: entry for name, entry in files.items() if name in run_files},
+            "files": {},
         },
     }
 

@@ -38,7 +38,7 @@ TEXT_KEYS = {"prompt"}
 FLAGS |= {"--shell-completion", "-sc"}
 SWEEPS = {"--multirun", "-m"}
 # Flags of ours, and the key that each sets.
-OUR_FLAGS = {"inspect": {"--json": "json=true"}, "compare": {"--json": "json=true"}}
+OUR_FLAGS = {"inspect": {"--json": "json=true", "--device": "device=true"}, "compare": {"--json": "json=true"}}
 
 
 def dispatch(command: str, arguments: list[str]) -> int:

@@ -33,7 +33,9 @@ from report.report_json import report_data
 from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE
 from runtime.errors import OutputError
 from runtime.tokenizer import TOKENIZER_FILE
-from validation.judge import Validated
+from validation.arm import OnCore
+from validation.figures import Figure
+from validation.judge import Validated, figure_dict
 from validation.products import kernels
 
 RUN_FILES = (REPORT_FILE, PAGE_FILE)  # that hold times and memory, and so differ from run to run
@@ -41,8 +43,20 @@ RUN_FILES = (REPORT_FILE, PAGE_FILE)  # that hold times and memory, and so diffe
 
 @dataclass(frozen=True)
 class Packaged:
+    """figures: all that were measured, on this machine and on others."""
+
     folder: Path
     manifest: dict[str, Any]
+    figures: list[Figure]
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """What a complete staging folder says of itself. inputs: files by the name that provenance gives them."""
+
+    manifest: dict[str, Any]
+    report: dict[str, Any]
+    inputs: dict[str, Path]
 
 
 @contextmanager
@@ -90,7 +104,7 @@ def package(
     noise: dict[str, Any] | None,
     stages: list[StageStats],
     needs: Estimate,
-) -> dict[str, Any]:
+) -> Sealed:
     """Complete the staging folder: tokenizer files, `model.bpte`, the reports, the manifest, and what made it all.
 
     noise: `report.report_json.noise_of`. Whatever tokenizer files the checkpoint has, an artifact has a tokenizer.json.
@@ -104,7 +118,6 @@ def package(
     checker = Path(config.task.checker) if config.task.checker else None
     costs = ([asdict(stage) for stage in stages], asdict(needs))
     report = report_data(validated, noise, loaded.tokenizer, checker, *costs, created)
-    (folder / REPORT_FILE).write_text(_json(report), encoding="utf-8")
     made_of = MadeOf(
         checkpoint=loaded.folder.resolve().name,
         checkpoint_bytes=loaded.weights,
@@ -120,17 +133,38 @@ def package(
         ideal_program=needs.output,
         eager=kernels(),
     )
-    # As JSON keeps it, and as anybody reads it.
-    manifest = json.loads(_json(manifest_of(folder, made_of, validated, created, RUN_FILES)))
-    (folder / PAGE_FILE).write_text(render_report(manifest, report), encoding="utf-8")
-    manifest["run"]["files"][PAGE_FILE] = file_entry(folder / PAGE_FILE)
-    (folder / MANIFEST_FILE).write_text(_json(manifest), encoding="utf-8")
     inputs = {f"checkpoint/{file.name}": file for file in loaded.tokenizer_files}
     inputs |= {f"task/{Path(file).name}": Path(file) for file in (config.task.prompts, config.task.checker) if file}
     texts = config.validation.prompts
     inputs |= {f"text/{Path(file).name}": Path(file) for file in (texts, config.calibration) if file}
-    (folder / PROVENANCE_FILE).write_text(_json(statement(folder, manifest, inputs, source_files())), encoding="utf-8")
-    return manifest
+    # As JSON keeps it, and as anybody reads it.
+    manifest = json.loads(_json(manifest_of(folder, made_of, validated, created)))
+    return _seal(folder, Sealed(manifest, report, inputs))
+
+
+def with_cores(folder: Path, sealed: Sealed, cores: list[OnCore], stages: list[StageStats]) -> Sealed:
+    """With what the program did on other processors: the runner reads a whole artifact, so that comes last."""
+    listed = [
+        {"core": one.core, "features": one.features, "figures": [figure_dict(figure) for figure in one.figures]}
+        for one in cores
+    ]
+    seconds = {one.core: one.seconds for one in cores}
+    valid = sealed.report["valid"] and all(figure.ok for one in cores for figure in one.figures)
+    report = {**sealed.report, "valid": valid, "stages": [asdict(stage) for stage in stages], "cores": seconds}
+    manifest = {**sealed.manifest, "cores": json.loads(_json(listed))}
+    return _seal(folder, Sealed(manifest, report, sealed.inputs))
+
+
+def _seal(folder: Path, sealed: Sealed) -> Sealed:
+    """Write what differs between two builds, the manifest that names all files, and what says of which inputs."""
+    manifest, report = sealed.manifest, sealed.report
+    (folder / REPORT_FILE).write_text(_json(report), encoding="utf-8")
+    (folder / PAGE_FILE).write_text(render_report(manifest, report), encoding="utf-8")
+    manifest["run"]["files"] = {name: file_entry(folder / name) for name in RUN_FILES}
+    (folder / MANIFEST_FILE).write_text(_json(manifest), encoding="utf-8")
+    said = statement(folder, manifest, sealed.inputs, source_files())
+    (folder / PROVENANCE_FILE).write_text(_json(said), encoding="utf-8")
+    return sealed
 
 
 def place(folder: Path, output: Path) -> Path:
@@ -167,7 +201,7 @@ def place_failed(folder: Path, output: Path) -> Path:
     return failed
 
 
-def _json(content: dict[str, Any]) -> str:
+def _json(content: object) -> str:
     return json.dumps(content, indent=2, default=_plain, allow_nan=False) + "\n"
 
 

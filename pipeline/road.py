@@ -13,15 +13,16 @@ from pipeline.estimate import check_resources
 from pipeline.export import export, lengths
 from pipeline.load import load
 from pipeline.lower import lower
-from pipeline.package import Packaged, package, place, place_failed, staging
+from pipeline.package import Packaged, package, place, place_failed, staging, with_cores
 from pipeline.quantize import quantize
-from pipeline.schema import RunConfig
+from pipeline.schema import RunConfig, Target
 from pipeline.validate import validate
 from recipes.stored import Weights
 from report.report_json import noise_of
 from runtime.artifact import REFERENCE_FILE
-from runtime.errors import ValidationError
+from runtime.errors import UsageError, ValidationError
 from runtime.program import MODEL_FILE
+from validation.arm import checked_tools, figures_of, replay_on_cores
 from validation.judge import Validated
 from validation.material import material_of
 from validation.settings import check_bounds, check_budget, check_settings
@@ -34,6 +35,7 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
         config = replace(config, task=load_task(task_of_checkpoint(Path(config.checkpoint))))
     check_settings(config.task, config.validation)
     check_bounds("recipe.bounds.", vars(config.recipe.bounds))
+    check_targets(config)
     needs = check_resources(config, display.console)
     with staging(output, config.overwrite) as folder:
         with display.stage("load"):
@@ -60,9 +62,22 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
             floats = quantized.floats or Weights(loaded.model, {})
             noise = noise_of(floats, quantized.weights, config.recipe, sequences, report)
         with display.stage("package"):
-            manifest = package(folder, config, loaded, calibration, lowered, validated, noise, display.stages, needs)
-            if not validated.ok:
-                failed = place_failed(folder, output)
-                wrong = "; ".join(str(figure) for figure in validated.figures if not figure.ok)
-                raise ValidationError(f"out of bounds: {wrong}. Kept for a look in {failed}")
-            return Packaged(place(folder, output), manifest), validated
+            sealed = package(folder, config, loaded, calibration, lowered, validated, noise, display.stages, needs)
+        figures = list(validated.figures)
+        if Target.arm64 in config.targets and validated.ok:
+            with display.stage("arm64") as report:
+                cores = replay_on_cores(folder, list(config.cores), config.runner, report)
+                figures += figures_of(cores)
+            sealed = with_cores(folder, sealed, cores, display.stages)
+        if wrong := "; ".join(str(figure) for figure in figures if not figure.ok):
+            raise ValidationError(f"out of bounds: {wrong}. Kept for a look in {place_failed(folder, output)}")
+        return Packaged(place(folder, output), sealed.manifest, figures), validated
+
+
+def check_targets(config: RunConfig) -> None:
+    """Raises `UsageError`: before the long work."""
+    if Target.host not in config.targets or len(set(config.targets)) < len(config.targets):
+        named = ", ".join(target.value for target in config.targets)
+        raise UsageError(f"targets [{named}]: host, which the artifact is made on, and arm64 besides")
+    if Target.arm64 in config.targets:
+        checked_tools(list(config.cores), config.runner)

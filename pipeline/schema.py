@@ -11,6 +11,13 @@ from omegaconf import MISSING
 from recipes.options import Recipe
 from validation.settings import Budget, TaskConfig, ValidationConfig
 
+CORES = ("cortex-a53", "cortex-a76", "neoverse-n1")  # in order; with dot products; a server's
+
+
+class Target(Enum):
+    host = "host"
+    arm64 = "arm64"
+
 
 @dataclass
 class ExportConfig:
@@ -26,6 +33,9 @@ class RunConfig:
     force: bool = False
     overwrite: bool = False
     cache: str = MISSING
+    targets: list[Target] = field(default_factory=lambda: [Target.host])
+    cores: list[str] = field(default_factory=lambda: list(CORES))
+    runner: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
     task: TaskConfig = field(default_factory=TaskConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
@@ -88,14 +98,6 @@ class Margins:
     seconds: float = 0.0
 
 
-CORES = ("cortex-a53", "cortex-a76", "neoverse-n1")  # in order; with dot products; a server's
-
-
-class Target(Enum):
-    host = "host"
-    arm64 = "arm64"
-
-
 @dataclass
 class ValidateConfig:
     artifact: str = MISSING
@@ -118,6 +120,7 @@ class ValidateConfig:
 @dataclass
 class InspectConfig:
     artifact: str = MISSING
+    device: bool = False
     json: bool = False
 
 

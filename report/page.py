@@ -25,7 +25,7 @@ from report.plots import (
     size,
     speed_plot,
 )
-from runtime.artifact import files_of
+from runtime.artifact import figures_of, files_of
 
 REPORT_FILE, PAGE_FILE = "report.json", "report.html"
 MEANINGS = {
@@ -49,6 +49,7 @@ MEANINGS = {
     "planned_memory": "of the planned arenas, caches included",
     "wrong_metadata": "constant methods that are not what the program was made with",
     "calls_that_differ": "calls whose bits differ between two processes",
+    "other_bits": "calls whose bits are not the first core's",
 }
 STEPS_SHADES = 8  # of the tint that says when a token was written
 
@@ -61,9 +62,11 @@ def render_report(manifest: dict[str, Any], report: dict[str, Any]) -> str:
         manifest=manifest,
         report=report,
         files=files_of(manifest),
-        wrong=[figure for figure in manifest["figures"] if not figure["ok"]],
+        wrong=[figure for figure in figures_of(manifest) if not figure["ok"]],
         nearest=_nearest_to_its_bound(manifest["figures"]),
-        groups=list(dict.fromkeys(figure["group"] for figure in manifest["figures"])),
+        all_figures=figures_of(manifest),
+        groups=list(dict.fromkeys(figure["group"] for figure in figures_of(manifest))),
+        features={core["core"]: core["features"] for core in manifest["cores"]},
         figures=figures,
         quality=[
             difference_plot({"": report["differences"]}),

@@ -17,10 +17,15 @@ from validation.judge import Validated
 
 
 def show_run(
-    console: Console, folder: Path, manifest: dict[str, Any], validated: Validated, stages: list[dict[str, Any]]
+    console: Console,
+    folder: Path,
+    manifest: dict[str, Any],
+    figures: list[Figure],
+    validated: Validated,
+    stages: list[dict[str, Any]],
 ) -> None:
-    """stages: name, seconds and peak_rss of each."""
-    show_figures(console, validated.figures)
+    """figures: all that were measured. stages: name, seconds and peak_rss of each."""
+    show_figures(console, figures)
     sizes, delegation = manifest["sizes"], manifest["delegation"]
     stored, program = sizes["checkpoint"], sizes["program"]
     facts = table("the program", "what", "value")

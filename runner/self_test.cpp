@@ -14,6 +14,7 @@
 #include "figures.h"
 #include "limits.h"
 #include "memory.h"
+#include "processor.h"
 #include "sha256.h"
 #include "threads.h"
 
@@ -153,7 +154,8 @@ void self_test(const std::filesystem::path& artifact, bool as_json, Load load, s
                         {"calls", calls_json(first)},   {"metadata", metadata},
                         {"processor", machine.machine}, {"threads", n_threads},
                         {"load_seconds", load_seconds}, {"run_seconds", run_seconds},
-                        {"peak_rss", peak_rss()},       {"anonymous", anonymous()}};
+                        {"peak_rss", peak_rss()},       {"anonymous", anonymous()},
+                        {"features", features()}};
         std::cout << said.dump() << "\n";
     }
     if (!wrong.empty()) artifact_error(artifact.string() + ": " + wrong);

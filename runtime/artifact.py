@@ -13,7 +13,7 @@ from runtime.program import MODEL_FILE
 MANIFEST_FILE = "manifest.json"
 PROVENANCE_FILE = "provenance.json"
 REFERENCE_FILE = "reference.safetensors"
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 MAX_JSON = 2**24  # bytes; Python makes up to 25 times as many of them
 
 
@@ -96,9 +96,14 @@ def files_of(manifest: dict[str, Any]) -> dict[str, Any]:
     return {**manifest["files"], **manifest["run"]["files"]}
 
 
+def figures_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of the machine that made it, then of each core that it was tried on."""
+    return [*manifest["figures"], *(figure for core in manifest["cores"] for figure in core["figures"])]
+
+
 def out_of_bounds(manifest: dict[str, Any]) -> list[str]:
     """The figures that were, when it was made. Raises `KeyError`, `TypeError` for what is no manifest."""
-    return [str(figure["name"]) for figure in manifest["figures"] if not figure["ok"]]
+    return [str(figure["name"]) for figure in figures_of(manifest) if not figure["ok"]]
 
 
 def read_provenance(folder: Path) -> bytes:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from runtime.artifact import MANIFEST_FILE
-from tests.checkpoints import Build
+from pipeline import road
+from runtime.artifact import MANIFEST_FILE, out_of_bounds, read_manifest
+from tests.checkpoints import GOLDEN, Build
 from tests.resealing import reseal
 from validation import arm
+from validation.figures import Figure
 
 Pipeline = Callable[..., tuple[int, str, str]]
 Native = Callable[..., Path]
@@ -33,6 +36,72 @@ def test_an_artifact_is_right_on_each_core(build: Build, native: Native, pipelin
     code, _, err = pipeline("validate", "target=arm64", *keys, "bounds.fidelity_exact_db=190")
     assert (code, err.count("\n")) == (5, 1)
     assert "cortex-a53: fidelity_exact_db is " in err
+
+
+def test_a_run_tries_its_artifact_on_arm_too(native: Native, pipeline: Pipeline, tmp_path: Path) -> None:
+    """Figures and features of each core are in the manifest and on the page; out of bounds there is out of bounds."""
+    settings = (
+        "recipe=int8_xnnpack",
+        f"checkpoint={GOLDEN / 'gqa2'}",
+        "export.max_seq_len=64",
+        "validation.n_prompts=8",
+    )
+    where = ("targets=[host,arm64]", f"runner={native('aarch64')}", f"cores=[{','.join(CORES)}]")
+    keys = (*settings, *where, f"output={tmp_path / 'made'}", f"cache={tmp_path / 'cache'}")
+    code, out, err = pipeline("run", *keys)
+    assert (code, err) == (0, "")
+    manifest = read_manifest(tmp_path / "made")
+    assert [core["core"] for core in manifest["cores"]] == CORES
+    assert [core["features"] for core in manifest["cores"]] == [[], ["asimdhp", "asimddp"]]
+    for core in manifest["cores"]:
+        named = {figure["name"]: figure for figure in core["figures"]}
+        assert named["fidelity_db"]["bound"] == manifest["recipe"]["bounds"]["fidelity_db"]
+        assert all(figure["ok"] and figure["group"] == core["core"] for figure in named.values())
+        assert re.search(rf"^ +{core['core']} +fidelity_exact_db ", out, flags=re.MULTILINE)
+    assert list(json.loads((tmp_path / "made" / "report.json").read_text())["cores"]) == CORES
+    page = (tmp_path / "made" / "report.html").read_text()
+    assert "cortex-a76, an Arm core that QEMU emulates: asimdhp, asimddp" in page
+    assert pipeline("validate", f"artifact={tmp_path / 'made'}")[0] == 0
+    code, out, _ = pipeline("inspect", f"artifact={tmp_path / 'made'}", "--device")
+    assert code == 0
+    assert re.search(r"cortex-a76 +right; asimdhp, asimddp", out)
+
+
+def test_wrong_on_arm_is_out_of_bounds(
+    native: Native, pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(_: Path, cores: list[str], *__: object) -> list[arm.OnCore]:
+        return [arm.OnCore(core, (), (Figure(core, "fidelity_db", 3.0, 30.0, True, "a call"),), 1.0) for core in cores]
+
+    monkeypatch.setattr(road, "replay_on_cores", wrong)
+    settings = (
+        "recipe=fp32_xnnpack",
+        f"checkpoint={GOLDEN / 'gqa2'}",
+        "export.max_seq_len=64",
+        "validation.n_prompts=8",
+    )
+    where = ("targets=[host,arm64]", f"runner={native('aarch64')}", f"output={tmp_path / 'made'}")
+    code, _, err = pipeline("run", *settings, *where, f"cache={tmp_path / 'cache'}")
+    assert (code, err.count("\n")) == (5, 1)
+    assert "cortex-a53: fidelity_db is 3, must be at least 30 (a call)" in err
+    assert not (tmp_path / "made").exists()
+    failed = tmp_path / "made.failed"
+    assert out_of_bounds(read_manifest(failed)) == ["fidelity_db"] * 3
+    assert not json.loads((failed / "report.json").read_text())["valid"]
+    assert json.loads(pipeline("inspect", f"artifact={failed}", "--json")[1])["valid"] is False
+
+
+def test_targets_are_checked_before_the_long_work(pipeline: Pipeline, tmp_path: Path) -> None:
+    for keys, said in (
+        (("targets=[arm64]",), "targets [arm64]: host, which the artifact is made on, and arm64 besides"),
+        (("targets=[host,host]",), "targets [host, host]"),
+        (("targets=[host,arm64]", "runner=nowhere"), "no native runner nowhere"),
+        (("targets=[host,arm46]",), "arm64"),
+    ):
+        code, _, err = pipeline("run", *keys, f"output={tmp_path / 'made'}")
+        assert (code, err.count("\n")) == (2, 1)
+        assert said in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_runners_own_words_are_passed_on(artifact: Path, native: Native, pipeline: Pipeline) -> None:

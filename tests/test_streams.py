@@ -35,7 +35,7 @@ def commands(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> l
     replay = SimpleNamespace(load_seconds=0.1, peak_rss=2**20)
     verdict = SimpleNamespace(words="right")
     validated = SimpleNamespace(figures=FIGURES, measured=SimpleNamespace(replay=replay), verdict=verdict)
-    monkeypatch.setattr(road, "run", lambda *_: (Packaged(tmp_path / "[a]", read_manifest(one)), validated))
+    monkeypatch.setattr(road, "run", lambda *_: (Packaged(tmp_path / "[a]", read_manifest(one), FIGURES), validated))
     monkeypatch.setattr(validate, "revalidate", lambda *_: FIGURES)
     (tmp_path / "lines").write_text(json.dumps({"prompt": PUZZLE}) + '\n{"数独 😀": 1}\n', encoding="utf-8")
     lines = ["cache=dual", f"prompts={tmp_path / 'lines'}"]

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,21 @@ RUNNER = Path("build/runner-aarch64/dreamedge-run")
 SME_RIGHT = 10  # QEMU's first version that multiplies integers right with SME (7.2: -3 dB)
 
 
-def replay_on_cores(artifact: Path, cores: list[str], runner: str | None, report: Report = silent) -> list[Figure]:
-    """The runner's figures, their group the core's name; and in how many calls its bits are not the first core's.
+@dataclass(frozen=True)
+class OnCore:
+    """What the runner found on one core. figures: their group is its name. features: that it has, as Linux names them.
+
+    seconds: of the recorded calls, emulated.
+    """
+
+    core: str
+    features: tuple[str, ...]
+    figures: tuple[Figure, ...]
+    seconds: float
+
+
+def replay_on_cores(artifact: Path, cores: list[str], runner: str | None, report: Report = silent) -> list[OnCore]:
+    """The runner's figures; and in how many calls a core's bits are not the first core's.
 
     Bits of Arm are held against Arm alone: with x86-64 few calls share them, and both are right.
 
@@ -30,18 +44,28 @@ def replay_on_cores(artifact: Path, cores: list[str], runner: str | None, report
     `ResourceError` with the runner's words.
     """
     file = checked_tools(cores, runner)
-    figures: list[Figure] = []
+    found: list[OnCore] = []
     first: list[str] = []
     for n, core in enumerate(cores):
         report(core, n, len(cores))
         said = _self_test(artifact, core, file)
-        figures += [_figure(core, entry) for entry in said["figures"]]
         digests = [str(call["sha256"]) for call in said["calls"]]
         first = first or digests
         differ = sum(mine != theirs for mine, theirs in zip(digests, first, strict=True))
-        where = f"of {len(digests)} calls, from {cores[0]}; {said['run_seconds']:.1f} s emulated"
-        figures.append(Figure(core, "other_bits", differ, None, False, where))
-    return figures
+        bits = Figure(core, "other_bits", differ, None, False, f"of {len(digests)} calls, from {cores[0]}")
+        figures = (*(_figure(core, entry) for entry in said["figures"]), bits)
+        features = tuple(str(feature) for feature in said["features"])
+        found.append(OnCore(core, features, figures, float(said["run_seconds"])))
+    return found
+
+
+def figures_of(cores: list[OnCore]) -> list[Figure]:
+    """Of all of them; beside the bits, what QEMU took for the calls."""
+    return [
+        replace(figure, where=f"{figure.where}; {one.seconds:.1f} s emulated") if figure.bound is None else figure
+        for one in cores
+        for figure in one.figures
+    ]
 
 
 def checked_tools(cores: list[str], runner: str | None) -> Path:

@@ -53,7 +53,7 @@ class Replay:
 
     seconds: by sequence, what each call took. answers: to the task, if any. greedy: int64 [N, n_new], those of
     `Reference.greedy`. peak_rss, anonymous: bytes, of the process
-    that ran the program, at its peak and at its end. threads: that the runtime computed in. metadata: the program's
+    that ran the program, at its peak and at its end. grown: anonymous bytes more than before it was opened. threads: that the runtime computed in. metadata: the program's
     constant methods.
     """
 
@@ -66,6 +66,7 @@ class Replay:
     run_seconds: float
     peak_rss: int
     anonymous: int
+    grown: int
     threads: int
     metadata: dict[str, Any]
 
@@ -138,7 +139,17 @@ def _read_output(output: Path) -> Replay:
         if header["has_task"]:
             answers = Answers(**{f.name: opened.get_tensor(f"task/{f.name}") for f in fields(Answers)})
         greedy = opened.get_tensor("greedy") if header["has_greedy"] else None
-    kept = ("digests", "seconds", "load_seconds", "run_seconds", "peak_rss", "anonymous", "threads", "metadata")
+    kept = (
+        "digests",
+        "seconds",
+        "load_seconds",
+        "run_seconds",
+        "peak_rss",
+        "anonymous",
+        "grown",
+        "threads",
+        "metadata",
+    )
     return Replay(logits=logits, answers=answers, greedy=greedy, **{key: header[key] for key in kept})
 
 
@@ -234,6 +245,7 @@ def main() -> None:
         restrict_to_program(n_bytes, args.planned_memory, longest)
         end_if_loading_hangs(n_bytes)
         _tell("loading")
+        before = memory()["anonymous"]
         started = time.perf_counter()
         program = Program.open(pte)
         loaded = time.perf_counter()
@@ -253,7 +265,8 @@ def main() -> None:
         "run_seconds": ended - loaded,
         "metadata": asdict(program.metadata),
         "peak_rss": peak_rss(),
-        "anonymous": memory()["anonymous"],
+        "anonymous": (now := memory()["anonymous"]),
+        "grown": now - before,
         "threads": threads,
     }
     save_file(outputs, args.output, metadata={"replay": json.dumps(header)})

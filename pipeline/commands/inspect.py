@@ -11,11 +11,12 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from evidence.device import DELEGATES, cmake_lines
 from evidence.integrity import as_it_stands, check_signatures, check_whole, signed_by
 from pipeline.schema import InspectConfig
 from report.page import REPORT_FILE
 from report.terminal import bound_text, least_width, mib, show, table, verdict_text
-from runtime.artifact import MANIFEST_FILE, ArtifactError, files_of, read_small
+from runtime.artifact import MANIFEST_FILE, ArtifactError, figures_of, files_of, read_small
 from runtime.errors import BadArtifactError
 from validation.figures import Figure
 
@@ -37,6 +38,10 @@ def inspect(config: InspectConfig, console: Console) -> None:
     # Not before all of it could be made: nothing is called valid, and then refused.
     if config.json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    elif config.device:
+        show(console, _needs(found["manifest"]))
+        for line in cmake_lines(found["manifest"]["device"]):
+            console.print(_text(line), soft_wrap=True)
     else:
         _show(console, found, left, right)
 
@@ -48,7 +53,7 @@ def contents(folder: Path) -> dict[str, Any]:
     signatures = check_signatures(folder, provenance)
     return {
         "artifact": str(folder),
-        "valid": all(figure["ok"] for figure in manifest["figures"]),
+        "valid": all(figure["ok"] for figure in figures_of(manifest)),
         "signatures": [key for key, _ in signatures],
         "signed": signed_by(signatures),
         "files": files_of(manifest),
@@ -96,6 +101,25 @@ def _facts(manifest: dict[str, Any]) -> Table:
         "": f"torchao {versions['torchao']}, Python {versions['python']}",
     }
     return _listing("what it is", rows)
+
+
+def _needs(manifest: dict[str, Any]) -> Table:
+    """What a device needs."""
+    device, memory = manifest["device"], manifest["device"]["memory"]
+    rows = {
+        "program": f"flatbuffer {device['file_identifier']}, schema {device['program_schema']}, "
+        f"contract {manifest['contract_version']}",
+        "runtimes tried": f"executorch {', '.join(device['runtimes'])}",
+        "delegates": ", ".join(DELEGATES.get(name, name) for name in device["delegates"]) or "none",
+    }
+    rows |= {library: ", ".join(operators) for library, operators in device["operators"].items()}
+    rows["memory"] = (
+        f"{mib(memory['anonymous'])} (planned {mib(memory['planned'])}), the file mapped: {mib(memory['file'])}"
+    )
+    for core in manifest["cores"]:
+        right = "right" if all(figure["ok"] for figure in core["figures"]) else "WRONG"
+        rows[core["core"]] = f"{right}; {', '.join(core['features']) or 'no extensions'}"
+    return _listing("what it needs on a device", rows)
 
 
 def _bits(recipe: dict[str, Any]) -> str:

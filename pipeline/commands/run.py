@@ -17,4 +17,5 @@ def run(config: RunConfig, console: Console) -> None:
     display = Display(console)
     with display.live():
         packaged, validated = road.run(config, display)
-    show_run(console, packaged.folder, packaged.manifest, validated, [asdict(stage) for stage in display.stages])
+    stages = [asdict(stage) for stage in display.stages]
+    show_run(console, packaged.folder, packaged.manifest, packaged.figures, validated, stages)

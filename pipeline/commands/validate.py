@@ -26,7 +26,7 @@ from runtime.artifact import MANIFEST_FILE, REFERENCE_FILE, ArtifactError, read_
 from runtime.errors import BadArtifactError, InputError, OutputError, UsageError
 from runtime.program import MODEL_FILE, ProgramError
 from runtime.tokenizer import TOKENIZER_FILE, load_tokenizer
-from validation.arm import replay_on_cores
+from validation.arm import figures_of, replay_on_cores
 from validation.figures import Figure
 from validation.judge import check_artifact, checked_number
 from validation.material import material_of
@@ -92,7 +92,7 @@ def _on_arm(artifact: Path, config: ValidateConfig, report: Report) -> list[Figu
     for name in ("checkpoint", "baseline", "threads"):
         if getattr(config, name) is not None:
             raise UsageError(f"{name} is for target=host: on Arm the recorded calls run, and nothing else")
-    return replay_on_cores(artifact, list(config.cores), config.runner, report)
+    return figures_of(replay_on_cores(artifact, list(config.cores), config.runner, report))
 
 
 def _alone(

@@ -20,7 +20,7 @@ from runtime.artifact import REFERENCE_FILE, ArtifactError, read_manifest
 from runtime.errors import BadArtifactError
 from runtime.program import MODEL_FILE, ProgramError
 from tests.resealing import reseal
-from validation.arm import replay_on_cores
+from validation.arm import figures_of, replay_on_cores
 from validation.figures import Figure
 from validation.judge import expectations, measure
 from validation.reference import Reference, ReferenceError, load_reference
@@ -120,7 +120,7 @@ def judge_on_arm(right: Right, pte: Path, folder: Path, runner: Path) -> Verdict
     shutil.copy(pte, folder / MODEL_FILE)
     reseal(folder)
     try:
-        figures = replay_on_cores(folder, ["cortex-a53"], str(runner))
+        figures = figures_of(replay_on_cores(folder, ["cortex-a53"], str(runner)))
     except BadArtifactError as error:
         return Verdict((RUNTIME,), str(error))
     return verdict_on(figures)
