@@ -22,6 +22,7 @@ Pipeline = Callable[..., tuple[int, str, str]]
 Native = Callable[..., Path]
 pytestmark = pytest.mark.skipif(platform.machine() == "aarch64", reason="this is Arm")
 CORES = ["cortex-a53", "cortex-a76"]
+SMALL = (f"checkpoint={GOLDEN / 'gqa2'}", "export.max_seq_len=64", "validation.n_prompts=8")
 
 
 def test_an_artifact_is_right_on_each_core(build: Build, native: Native, pipeline: Pipeline, tmp_path: Path) -> None:
@@ -40,12 +41,7 @@ def test_an_artifact_is_right_on_each_core(build: Build, native: Native, pipelin
 
 def test_a_run_tries_its_artifact_on_arm_too(native: Native, pipeline: Pipeline, tmp_path: Path) -> None:
     """Figures and features of each core are in the manifest and on the page; out of bounds there is out of bounds."""
-    settings = (
-        "recipe=int8_xnnpack",
-        f"checkpoint={GOLDEN / 'gqa2'}",
-        "export.max_seq_len=64",
-        "validation.n_prompts=8",
-    )
+    settings = ("recipe=int8_xnnpack", *SMALL)
     where = ("targets=[host,arm64]", f"runner={native('aarch64')}", f"cores=[{','.join(CORES)}]")
     keys = (*settings, *where, f"output={tmp_path / 'made'}", f"cache={tmp_path / 'cache'}")
     code, out, err = pipeline("run", *keys)
@@ -74,12 +70,7 @@ def test_wrong_on_arm_is_out_of_bounds(
         return [arm.OnCore(core, (), (Figure(core, "fidelity_db", 3.0, 30.0, True, "a call"),), 1.0) for core in cores]
 
     monkeypatch.setattr(road, "replay_on_cores", wrong)
-    settings = (
-        "recipe=fp32_xnnpack",
-        f"checkpoint={GOLDEN / 'gqa2'}",
-        "export.max_seq_len=64",
-        "validation.n_prompts=8",
-    )
+    settings = ("recipe=fp32_xnnpack", *SMALL)
     where = ("targets=[host,arm64]", f"runner={native('aarch64')}", f"output={tmp_path / 'made'}")
     code, _, err = pipeline("run", *settings, *where, f"cache={tmp_path / 'cache'}")
     assert (code, err.count("\n")) == (5, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,8 +49,6 @@ def test_the_lines_of_an_app(build: Build, pipeline: Pipeline) -> None:
     code, out, err = pipeline("inspect", f"artifact={build('gqa2', 'int4_xnnpack')}", "--device")
     assert (code, err) == (0, "")
     assert lines["int4_xnnpack"] in out
-    device = json.loads(pipeline("inspect", f"artifact={build('gqa2', 'int4_xnnpack')}", "--json")[1])["manifest"][
-        "device"
-    ]
+    device = read_manifest(build("gqa2", "int4_xnnpack"))["device"]
     assert f'set(EXECUTORCH_SELECT_OPS_LIST "{select_ops(device)}")' in out
     assert select_ops(device) == "aten::index.Tensor_out,aten::slice_copy.Tensor_out"

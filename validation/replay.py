@@ -52,9 +52,9 @@ class Replay:
     """logits[name of the sequence][i]: what is kept of call i's. digests: sha256 of the bits of all of them.
 
     seconds: by sequence, what each call took. answers: to the task, if any. greedy: int64 [N, n_new], those of
-    `Reference.greedy`. peak_rss, anonymous: bytes, of the process
-    that ran the program, at its peak and at its end. grown: anonymous bytes more than before it was opened. threads: that the runtime computed in. metadata: the program's
-    constant methods.
+    `Reference.greedy`. peak_rss, anonymous: bytes, of the process that ran the program, at its peak and at its end.
+    grown: how many more of the latter than before it was opened. threads: that the runtime computed in. metadata: the
+    program's constant methods.
     """
 
     logits: dict[str, list[Summary]]
@@ -139,17 +139,8 @@ def _read_output(output: Path) -> Replay:
         if header["has_task"]:
             answers = Answers(**{f.name: opened.get_tensor(f"task/{f.name}") for f in fields(Answers)})
         greedy = opened.get_tensor("greedy") if header["has_greedy"] else None
-    kept = (
-        "digests",
-        "seconds",
-        "load_seconds",
-        "run_seconds",
-        "peak_rss",
-        "anonymous",
-        "grown",
-        "threads",
-        "metadata",
-    )
+    costs = ("load_seconds", "run_seconds", "peak_rss", "anonymous", "grown", "threads")
+    kept = ("digests", "seconds", *costs, "metadata")
     return Replay(logits=logits, answers=answers, greedy=greedy, **{key: header[key] for key in kept})
 
 
