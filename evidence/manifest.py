@@ -83,11 +83,12 @@ def manifest_of(folder: Path, made_of: MadeOf, validated: Validated, created: st
         "figures": [figure_dict(figure) for figure in validated.figures],
         "solved": asdict(validated.solved) if validated.solved else None,
         "cores": [],
-        "device": device_needs(folder / MODEL_FILE, found, validated.measured.replay.grown),
+        "device": device_needs(folder / MODEL_FILE, found),
         "files": files,
         "run": {
             "created": created,
             "machine": machine() | {"threads": validated.measured.replay.threads},
+            "program_memory": validated.measured.replay.grown,
             "files": {},
         },
     }

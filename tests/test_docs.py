@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from evidence.device import cmake_lines
 from pipeline.__main__ import HELP
 from pipeline.cli import OUR_FLAGS
 from pipeline.config import _keys, names_of
@@ -59,6 +60,7 @@ NOT_RUN = {
     "make runner ARCH=aarch64    # build/runner-aarch64/dreamedge-run": "test_runner.py",
     "build/runner-x86_64/dreamedge-run --self-test artifact=artifacts/dream_sudoku-int4_xnnpack": "test_runner.py",
     ".venv/bin/python -m pipeline validate artifact=artifacts/dream_sudoku-int4_xnnpack target=arm64": "test_arm.py",
+    ".venv/bin/python -m pipeline run recipe=int4_xnnpack targets=[host,arm64] output=artifacts/new": "test_arm.py",
     (
         "build/runner-x86_64/dreamedge-run artifact=artifacts/dream_sudoku-int4_xnnpack"
         " prompt=$'1003\\n0300\\n4000\\n0041\\n' threshold=0.9"
@@ -112,6 +114,11 @@ def test_every_figure_is_explained(build: Build) -> None:
     page = (ROOT / "docs" / "validation.md").read_text()
     for figure in read_manifest(build("dream_sudoku", "int4_xnnpack"))["figures"]:
         assert f"`{figure['name']}`" in page
+
+
+def test_the_lines_of_an_app_are_the_commands(build: Build) -> None:
+    needs = read_manifest(build("dream_sudoku", "int4_xnnpack"))["device"]
+    assert "\n".join(cmake_lines(needs)) + "\n" in blocks((ROOT / "docs" / "device.md").read_text(), "text")
 
 
 def test_commands_exist() -> None:

@@ -210,8 +210,8 @@ def test_the_example_is_what_both_wrote(browser: Browser, pages: dict[str, Path]
     artifact = build("dream_sudoku", "int4_xnnpack")
     examples = json.loads((artifact / "report.json").read_text())["examples"]
     prompts = [json.loads(line)["prompt"] for line in (ROOT / "assets/tasks/sudoku.jsonl").read_text().splitlines()]
-    assert examples["prompts"] == 200
-    assert 180 < examples["same"] < 200
+    assert examples["prompts"] == 1000
+    assert 900 < examples["same"] < 1000
     assert [shown["differs"] for shown in examples["shown"]] == [False, True]
     for shown in examples["shown"]:
         assert shown["prompt"] == prompts[shown["number"] - 1]

@@ -105,7 +105,7 @@ def _facts(manifest: dict[str, Any]) -> Table:
 
 def _needs(manifest: dict[str, Any]) -> Table:
     """What a device needs."""
-    device, memory = manifest["device"], manifest["device"]["memory"]
+    device = manifest["device"]
     rows = {
         "program": f"flatbuffer {device['file_identifier']}, schema {device['program_schema']}, "
         f"contract {manifest['contract_version']}",
@@ -113,8 +113,9 @@ def _needs(manifest: dict[str, Any]) -> Table:
         "delegates": ", ".join(DELEGATES.get(name, name) for name in device["delegates"]) or "none",
     }
     rows |= {library: ", ".join(operators) for library, operators in device["operators"].items()}
+    planned, file = sum(manifest["memory_plan"]), manifest["sizes"]["program"]
     rows["memory"] = (
-        f"{mib(memory['anonymous'])} (planned {mib(memory['planned'])}), the file mapped: {mib(memory['file'])}"
+        f"{mib(manifest['run']['program_memory'])}, {mib(planned)} of it planned; and its file, mapped: {mib(file)}"
     )
     for core in manifest["cores"]:
         right = "right" if all(figure["ok"] for figure in core["figures"]) else "WRONG"
