@@ -30,22 +30,22 @@ fullsize: $(READY) ## measure all that is claimed for Dream-7B's shape: 60 GB of
 WHEEL := $(shell sed -n 's/.*"executorch==\(.*\)".*/\1/p' pyproject.toml)
 FOREIGN := build/executorch-$(WHEEL)-$(ARCH)
 
-runner: $(READY) $(if $(filter $(ARCH),$(HOST)),,$(FOREIGN)) ## the native runner, build/runner-ARCH/dreamedge-run; ARCH=aarch64 for Arm
+runner: $(if $(filter $(ARCH),$(HOST)),$(READY),$(FOREIGN)) ## the native runner, build/runner-ARCH/dreamedge-run; ARCH=aarch64 for Arm
 	mkdir -p build
 	cmake -S runner -B build/runner-$(ARCH) -G Ninja $(if $(filter $(ARCH),$(HOST)),,\
 		-DCMAKE_TOOLCHAIN_FILE=$(ARCH).cmake -DEXECUTORCH_DIR=$(CURDIR)/$(FOREIGN)/executorch) > build/runner-$(ARCH).log
 	cmake --build build/runner-$(ARCH) $(if $(JOBS),--parallel $(JOBS))
 
 # The parts that read foreign bytes, for the tests, under sanitizers.
-runner-check: $(READY)
+runner-check:
 	mkdir -p build
 	cmake -S runner -B build/runner-check -G Ninja -DCHECK=ON > build/runner-check.log
 	cmake --build build/runner-check $(if $(JOBS),--parallel $(JOBS))
 
 $(FOREIGN):
-	$(VENV)/bin/pip download --quiet --no-deps --only-binary=:all: --dest $@.wheel --python-version 3.11 \
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --dest $@.wheel --python-version 3.11 \
 		--platform manylinux_2_28_$(ARCH) executorch==$(WHEEL)
-	$(VENV)/bin/python -m zipfile -e $@.wheel/*.whl $@.partial
+	$(PYTHON) -m zipfile -e $@.wheel/*.whl $@.partial
 	rm -rf $@.wheel
 	mv $@.partial $@
 
@@ -54,7 +54,7 @@ setup: $(READY) ## the virtual environment, from the pins
 $(READY): pyproject.toml constraints.txt
 	@echo "setting up $(VENV), which takes a minute or two"
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(VENV)/bin/pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 clean: ## remove the environment and what was built

@@ -14,6 +14,7 @@ if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]) != P
 from pipeline import interrupt
 from pipeline.streams import standard_streams
 from runtime.errors import BadArtifactError, OutputError
+from runtime.memory import collect_seldom
 
 FOREIGN = ("generate", "evaluate")  # commands that run an artifact's program in their own process
 
@@ -69,6 +70,8 @@ def _main(argv: list[str] | None) -> int:
         return 0 if arguments else 2
     if argv is None and arguments[0] in FOREIGN and (code := _watched()) is not None:
         return code
+    if argv is None:
+        collect_seldom()
     interrupt.listen()
     from pipeline.cli import dispatch
 

@@ -32,6 +32,7 @@ switches:
   --json           of --self-test: one object in place of lines
   --stream         the answer as it is written: a JSON line after each step, and the last with the answer
   --history        of ids: the tokens before the first step and after each, as one JSON object
+  --processor      its features, and whether it multiplies integers right, as one JSON object
   --help, --version
 
 exit codes: 0 done, 2 a wrong key, value or prompt, 6 a damaged artifact or a figure out of its bounds, 7 output that
@@ -44,7 +45,8 @@ const std::vector<std::string> KEYS{"artifact", "prompt",      "prompts",      "
                                     "steps",    "alg",         "temperature",  "top_p", "top_k",
                                     "alg_temp", "eps",         "block_length", "cache", "threshold",
                                     "seed",     "stop_at_eos", "threads",      "load",  "memory"};
-const std::vector<std::string> SWITCHES{"--self-test", "--json", "--stream", "--history", "--help", "--version"};
+const std::vector<std::string> SWITCHES{"--self-test", "--json", "--stream", "--history",
+                                        "--processor", "--help", "--version"};
 
 // Keys that Python has and this command has not, and why.
 const std::map<std::string, std::string> OF_PYTHON{

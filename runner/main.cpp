@@ -5,7 +5,9 @@
 #include "answers.h"
 #include "arguments.h"
 #include "errors.h"
+#include "json.h"
 #include "limits.h"
+#include "processor.h"
 #include "self_test.h"
 
 namespace dreamedge {
@@ -32,6 +34,10 @@ void run(const Arguments& arguments) {
     if (arguments.is_on("--version")) {
         std::cout << "dreamedge-run of contract version " << CONTRACT_VERSION << ", executorch " << EXECUTORCH_VERSION
                   << "\n";
+        return;
+    }
+    if (arguments.is_on("--processor")) {
+        std::cout << Json{{"features", features()}, {"multiplies_right", multiplies_right()}}.dump() << "\n";
         return;
     }
     const std::string artifact = arguments.needed("artifact");

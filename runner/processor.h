@@ -9,4 +9,8 @@ namespace dreamedge {
 // Of those that decide which kernels XNNPACK takes.
 std::vector<std::string> features();
 
+// Whether a known product of integers is right, by SME's instruction for it; true where there is none. QEMU before 10
+// has it wrong: there no figure says anything of the program.
+bool multiplies_right();
+
 }  // namespace dreamedge

@@ -107,6 +107,10 @@ Json calls_json(const std::vector<Measured>& calls) {
 }  // namespace
 
 void self_test(const std::filesystem::path& artifact, bool as_json, Load load, std::optional<int64_t> threads) {
+    if (!multiplies_right()) {
+        usage_error(
+            "this processor multiplies integers wrong with SME, as QEMU before 10 does: it cannot judge a program");
+    }
     const Json manifest = read_manifest(artifact);
     const Reference reference = Reference::load(artifact / REFERENCE_FILE);
     const int64_t n_threads = use_threads(threads);

@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock
 
 from pipeline.__main__ import main
+from runtime.memory import collect_seldom
 from tests.checkpoints import ROOT, Build, arguments
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -22,6 +23,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     # What is freed is taken again, not given back and asked for anew: a tenth of a build's time.
+    collect_seldom()
     ctypes.CDLL(None).mallopt(-3, 2**25)  # M_MMAP_THRESHOLD of mallopt(3), at its most
 
 

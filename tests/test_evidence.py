@@ -72,7 +72,7 @@ def test_a_build_repeats_itself(build: Build, tmp_path: Path) -> None:
     manifests = [read_manifest(folder) for folder in (first, second)]
     assert {"model.pte", REFERENCE_FILE, BUNDLE_FILE} <= set(manifests[0]["files"])
     for manifest in manifests:
-        assert set(manifest.pop("run")) == {"created", "machine", "files"}
+        assert set(manifest.pop("run")) == {"created", "machine", "program_memory", "files"}
     assert manifests[0] == manifests[1]  # and with it the sha256 of every file but the report
     assert json.dumps(manifests[0]) == json.dumps(manifests[1])  # in the same order
     for name in manifests[0]["files"]:

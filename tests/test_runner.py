@@ -95,7 +95,7 @@ def test_every_recipe_gives_what_it_gives_in_python(build: Build, run: Run, reci
             assert math.isclose(found["sqnr_db"], sqnr_db(asked.eager, given), rel_tol=1e-9)
     assert next(calls, None) is None
     bounds = json.loads((artifact / MANIFEST_FILE).read_text())["recipe"]["bounds"]
-    for figure in fidelity(reference, Replay(logits, *[None] * 10), bounds):  # type: ignore[arg-type]
+    for figure in fidelity(reference, Replay(logits, *[None] * 11), bounds):  # type: ignore[arg-type]
         (found,) = [other for other in said["figures"] if other["name"] == figure.name]
         assert found["bound"] == figure.bound
         assert found["ok"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 import shutil
 import subprocess
 from dataclasses import dataclass, replace
@@ -19,7 +18,6 @@ from validation.progress import Report, silent
 QEMU = "qemu-aarch64-static"
 LIBRARIES = Path("/usr/aarch64-linux-gnu")  # of Debian's cross compiler: glibc and libstdc++ for Arm
 RUNNER = Path("build/runner-aarch64/dreamedge-run")
-SME_RIGHT = 10  # QEMU's first version that multiplies integers right with SME (7.2: -3 dB)
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def replay_on_cores(artifact: Path, cores: list[str], runner: str | None, report
     first: list[str] = []
     for n, core in enumerate(cores):
         report(core, n, len(cores))
-        said = _self_test(artifact, core, file)
+        said = _on_core(core, file, "--self-test", "--json", f"artifact={artifact}")
         digests = [str(call["sha256"]) for call in said["calls"]]
         first = first or digests
         differ = sum(mine != theirs for mine, theirs in zip(digests, first, strict=True))
@@ -79,47 +77,44 @@ def checked_tools(cores: list[str], runner: str | None) -> Path:
         raise UsageError(f"target arm64: no {LIBRARIES}; Debian has it in g++-aarch64-linux-gnu")
     if not file.is_file():
         raise UsageError(f"target arm64: no native runner {file}: `make runner ARCH=aarch64` builds it, or runner=FILE")
-    known = _ask("-cpu", "help").split()
+    known = _qemu("-cpu", "help").split()
     for core in cores:
-        name, *features = core.split(",")
+        name = core.partition(",")[0]
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"`{QEMU} -cpu help` lists them"
             raise UsageError(f"cores: this QEMU knows no {name!r}; {hint}")
-        if name == "max" and "sme=off" not in features and (version := qemu_version()) < (SME_RIGHT, 0):
+        try:
+            multiplies_right = _on_core(core, file, "--processor")["multiplies_right"]
+        except (BadArtifactError, KeyError) as error:
+            raise UsageError(f"target arm64: {file} does not run: {error}") from error
+        if not multiplies_right:
             raise UsageError(
-                f"cores: QEMU {version[0]}.{version[1]} multiplies integers wrong on a core with SME, which max has: "
-                f"give 'max,sme=off', or install QEMU {SME_RIGHT} or later"
+                f"cores: this QEMU multiplies integers wrong on a core with SME, which {name} has: "
+                f"give '{name},sme=off', or install QEMU 10 or later"
             )
     return file
 
 
-def qemu_version() -> tuple[int, int]:
-    found = re.search(r"version (\d+)\.(\d+)", _ask("--version"))
-    if found is None:
-        raise UsageError(f"target arm64: {QEMU} --version says no version")
-    return int(found[1]), int(found[2])
-
-
-def _ask(*words: str) -> str:
+def _qemu(*words: str) -> str:
     done = subprocess.run([QEMU, *words], capture_output=True, text=True, check=False)
     return done.stdout
 
 
-def _self_test(artifact: Path, core: str, runner: Path) -> dict[str, Any]:
+def _on_core(core: str, runner: Path, *words: str) -> dict[str, Any]:
+    """What the runner answers on a core."""
     # Debian's own libraries for Arm may be there as well: the loader of one glibc hangs with the other.
     emulated = [QEMU, "-cpu", core, "-L", str(LIBRARIES), "-E", f"LD_LIBRARY_PATH={LIBRARIES / 'lib'}"]
-    command = [*emulated, str(runner), "--self-test", "--json", f"artifact={artifact}"]
+    command = [*emulated, str(runner), *words]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     try:
         said: dict[str, Any] = json.loads(done.stdout)
-        assert said["figures"]
+        assert said["features"] is not None
         return said
     except (ValueError, KeyError, TypeError, AssertionError):
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}, and it says nothing"]
-        words = f"{core}: {lines[-1].removeprefix('error: ')}"
         failed = ResourceError if done.returncode == ResourceError.exit_code else BadArtifactError
-        raise failed(words) from None
+        raise failed(f"{core}: {lines[-1].removeprefix('error: ')}") from None
 
 
 def _figure(core: str, entry: dict[str, Any]) -> Figure:

@@ -16,9 +16,12 @@ import sys
 import traceback
 from typing import NoReturn
 
+from runtime.memory import collect_seldom
+
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started it, and for the copies
+    collect_seldom()
     with socket.socket(fileno=int(sys.argv[1])) as client:
         from runtime.program import executorch_runtime
 
