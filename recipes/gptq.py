@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 DAMPING = 0.01  # of the mean diagonal, added to it
 BLOCK = 128  # columns after which what was lost reaches the rest of the matrix
-ROWS = 512  # outputs that one thread has at once
+ROWS = 2048  # outputs that one thread has at once: of fewer, Python takes longer than the sums
 WIDEST = 8192  # inputs that know of each other: a wider layer's are cut, for Cholesky's cost grows with their cube
 SHRINKS = torch.linspace(0.5, 1.0, 26)  # of the scale that has room for the largest weight
 
@@ -36,7 +37,6 @@ def gptq(
     M, N = weight_MN.shape
     weight_MN, g = weight_MN.float().clone(), group_size or N
     importance_N = torch.cat([hessian.diagonal() for hessian in hessians])
-    factors = [inverse_factor(hessian) for hessian in hessians]
     integers_MN, scales = torch.empty(M, N, dtype=torch.int8), torch.empty(M, N // g, dtype=scale_dtype)
     top = 2 ** (bits - 1)
 
@@ -51,22 +51,26 @@ def gptq(
         w_mN = weight_MN[rows, at : at + len(factor_NN)]
         for start in range(0, len(factor_NN), BLOCK):
             stop = min(len(factor_NN), start + BLOCK)
-            lost_mB = torch.zeros(len(w_mN), stop - start)
-            for j in range(start, stop):
-                i = at + j
+            # An input's weights lie together, as they are gone through one input after another.
+            w_Bm, within_BB = w_mN[:, start:stop].T.contiguous(), factor_NN[start:stop, start:stop]
+            lost_Bm, integers_Bm = torch.empty_like(w_Bm), torch.empty(w_Bm.shape, dtype=torch.int8)
+            for j in range(stop - start):
+                i = at + start + j
                 if i % g == 0:
                     group = slice(i, i + g)
-                    part = weight_MN[rows, group]
+                    ahead = min(g, stop - start - j)  # of the block; what lies behind it has lost nothing in it yet
+                    part = torch.cat([w_Bm[j : j + ahead].T, weight_MN[rows, i + ahead : i + g]], dim=1)
                     scales[rows, i // g] = scale_of(part, importance_N[group], bits, scale_dtype, fitted)
                 scale_m = scales[rows, i // g].float()
-                integer_m = (w_mN[:, j] / scale_m).round_().clamp_(-top, top - 1)
-                integers_MN[rows, i] = integer_m.to(torch.int8)
-                lost_m = (w_mN[:, j] - integer_m * scale_m) / factor_NN[j, j]
-                w_mN[:, j:stop] -= lost_m[:, None] * factor_NN[j, j:stop]
-                lost_mB[:, j - start] = lost_m
-            w_mN[:, stop:] -= lost_mB @ factor_NN[start:stop, stop:]
+                integer_m = (w_Bm[j] / scale_m).round_().clamp_(-top, top - 1)
+                integers_Bm[j] = integer_m
+                lost_Bm[j] = (w_Bm[j] - integer_m * scale_m) / within_BB[j, j]
+                w_Bm[j:] -= within_BB[j, j:, None] * lost_Bm[j]
+            integers_MN[rows, at + start : at + stop] = integers_Bm.T
+            w_mN[:, stop:] -= lost_Bm.T.contiguous() @ factor_NN[start:stop, stop:]
 
     with one_thread_each() as workers:
+        factors = list(workers(inverse_factor, hessians))
         list(workers(choose, [slice(start, start + ROWS) for start in range(0, M, ROWS)]))
     return integers_MN, scales
 
@@ -76,9 +80,8 @@ def inverse_factor(hessian_NN: Tensor) -> Tensor:
     diagonal_N = hessian_NN.diagonal()
     mean = diagonal_N.mean().clamp_min(torch.finfo(torch.float32).tiny)
     damped_NN = hessian_NN + torch.diag_embed(torch.where(diagonal_N == 0, mean, DAMPING * mean))
-    with one_thread_each():
-        lower_NN = torch.linalg.cholesky(damped_NN.double())
-        return torch.linalg.cholesky(torch.cholesky_inverse(lower_NN), upper=True).float()
+    lower_NN = torch.linalg.cholesky(damped_NN.double())
+    return torch.linalg.cholesky(torch.cholesky_inverse(lower_NN), upper=True).float()
 
 
 def scale_of(w_mg: Tensor, importance_g: Tensor | None, bits: int, scale_dtype: torch.dtype, fitted: bool) -> Tensor:
@@ -109,8 +112,8 @@ def hessian_blocks(n_inputs: int, group_size: int | None) -> list[slice]:
 
 
 @contextmanager
-def one_thread_each() -> Iterator[Callable[..., Iterator[None]]]:
-    """Maps a function over slices, by as many threads as torch has: no number of them changes a bit."""
+def one_thread_each() -> Iterator[Callable[..., Iterator[Any]]]:
+    """Maps a function over parts of the work, by as many threads as torch has: no number of them changes a bit."""
     n = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

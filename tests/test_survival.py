@@ -11,15 +11,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline import lock, package
 from pipeline.__main__ import main
+from pipeline.calibrate import calibration_of
+from pipeline.config import CALIBRATION_TEXT, load_recipe
+from pipeline.load import load
+from pipeline.quantize import quantize
 from runtime.artifact import read_manifest
 from runtime.errors import OutputError
+from scripts.make_checkpoint import write_checkpoint
 from tests.checkpoints import GOLDEN, ROOT, Build
+from validation.progress import silent
 
 STAGES = ("load", "quantize", "export", "lower", "validate", "package")
 
@@ -170,7 +177,6 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_quantization_is_taken_up(stop: signal.Signals, tmp_path: Path) -> None:
     """The parts that are whole stay; none is half."""
-    from scripts.make_checkpoint import write_checkpoint
     from tests.test_fullsize import TALL
 
     write_checkpoint(TALL, tmp_path / "checkpoint", seed=0)
@@ -191,3 +197,40 @@ def test_an_interrupted_quantization_is_taken_up(stop: signal.Signals, tmp_path:
     assert {"embed_tokens.safetensors", "layers.0.safetensors", "made_of.json"} <= kept
     assert "lm_head.safetensors" not in kept
     assert not any(name.endswith(".partial") for name in kept)
+
+
+def test_rounding_by_text_is_taken_up_after_a_kill(tmp_path: Path) -> None:
+    """What is there already is what the text goes through to the next layer: the bytes are those of a whole run."""
+    english = load(ROOT / "assets" / "dream_english").config
+    narrow = replace(english, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2)
+    write_checkpoint(replace(narrow, num_hidden_layers=4), tmp_path / "checkpoint", seed=0)
+    for file in (ROOT / "assets" / "dream_english").glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "checkpoint")
+    loaded, recipe = load(tmp_path / "checkpoint"), load_recipe("int4_xnnpack")
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(CALIBRATION_TEXT.read_text().splitlines(keepends=True)[:8]))
+    calibration = calibration_of(loaded, recipe, str(few), CALIBRATION_TEXT)
+    assert calibration is not None
+    killed = os.fork()
+    if killed == 0:
+
+        def kill(what: str, done: int = 0, total: int = 0, share: float | None = None) -> None:
+            if (what, done) == ("parts", 3):  # the embedding and two layers; those of plain rounding are named so
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        quantize(loaded, recipe, tmp_path / "killed", kill, calibration)
+    assert os.waitstatus_to_exitcode(os.waitpid(killed, 0)[1]) == -signal.SIGKILL
+    heard: list[str] = []
+
+    def hear(what: str, done: int = 0, total: int = 0, share: float | None = None) -> None:
+        heard.append(what)
+
+    quantize(loaded, recipe, tmp_path / "killed", hear, calibration)
+    quantize(loaded, recipe, tmp_path / "whole", silent, calibration)
+    assert heard.count("parts from the cache") == 3
+    made = {}
+    for cache in ("killed", "whole"):
+        files = sorted((tmp_path / cache).glob("*/*"))
+        made[cache] = [(file.name, file.read_bytes()) for file in files]
+    assert made["killed"] == made["whole"]
+    assert len(made["whole"]) == 2 * (4 + 3 + 1)  # plainly and by text: layers, embedding, norm, output, and the key
