@@ -6,6 +6,7 @@ import mmap
 from pathlib import Path
 from typing import Any
 
+from runtime.delegates import BACKEND
 from runtime.flatbuffer import Table
 from validation.format import ProgramFormat
 
@@ -18,7 +19,7 @@ RUNTIME, KERNELS, QUANTIZED = "executorch", "executorch_kernels_optimized", "exe
 CUSTOM = "extension/llm/custom_ops"
 BY_NAMESPACE = {"executorch_prim": RUNTIME, "quantized_decomposed": QUANTIZED, "llama": CUSTOM}
 IN_THE_RUNTIME = ("aten::_local_scalar_dense", "aten::sym_size.int")
-DELEGATES = {"XnnpackBackend": "executorch_backend_xnnpack"}
+DELEGATES = {BACKEND: "executorch_backend_xnnpack"}
 
 
 def device_needs(pte: Path, found: ProgramFormat) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def cmake_lines(needs: dict[str, Any]) -> list[str]:
     options = [f"EXECUTORCH_BUILD_EXTENSION_{name}" for name in modules]
     options.append("EXECUTORCH_BUILD_KERNELS_OPTIMIZED")
     libraries = ["executorch", "extension_module_static", "extension_tensor", "executorch_kernels"]
-    if "XnnpackBackend" in needs["delegates"]:
+    if BACKEND in needs["delegates"]:
         options.append("EXECUTORCH_BUILD_XNNPACK")
         libraries.append("xnnpack_backend")
     if QUANTIZED in operators:

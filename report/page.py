@@ -56,16 +56,16 @@ STEPS_SHADES = 8  # of the tint that says when a token was written
 
 def render_report(manifest: dict[str, Any], report: dict[str, Any]) -> str:
     """The page. Raises `KeyError`, `TypeError` or `ValueError` for a manifest or report that is none."""
-    figures = {figure["name"]: figure for figure in manifest["figures"]}
+    figures, everywhere = {figure["name"]: figure for figure in manifest["figures"]}, figures_of(manifest)
     return page(
         "report.html.j2",
         manifest=manifest,
         report=report,
         files=files_of(manifest),
-        wrong=[figure for figure in figures_of(manifest) if not figure["ok"]],
+        wrong=[figure for figure in everywhere if not figure["ok"]],
         nearest=_nearest_to_its_bound(manifest["figures"]),
-        all_figures=figures_of(manifest),
-        groups=list(dict.fromkeys(figure["group"] for figure in figures_of(manifest))),
+        all_figures=everywhere,
+        groups=list(dict.fromkeys(figure["group"] for figure in everywhere)),
         features={core["core"]: core["features"] for core in manifest["cores"]},
         figures=figures,
         quality=[

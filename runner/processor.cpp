@@ -1,6 +1,5 @@
 #include "processor.h"
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <fstream>

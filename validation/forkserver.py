@@ -23,9 +23,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started it, and for the copies
     collect_seldom()
     with socket.socket(fileno=int(sys.argv[1])) as client:
+        import validation.replay  # noqa: F401 - with torch, and most that a program's copy will ask for
         from runtime.program import executorch_runtime
 
-        importlib.import_module("validation.replay")
         executorch_runtime()
         while _serve(client):
             pass
