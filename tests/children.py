@@ -24,7 +24,7 @@ def main() -> None:
         "exits": lambda: sys.exit(3),
         "hangs": lambda: os.kill(os.getpid(), signal.SIGALRM),
         "raises": lambda: 1 / 0,
-        "records-in-too-little": lambda: record("restrict_to_program", lambda *_: restrict(0)),
+        "records-in-too-little": lambda: record("restrict_to_program", lambda *_: restrict(0), 2**30),
         "records-too-long": lambda: record("end_if_call_hangs", never_ends),
         "sleeps": lambda: say("a", 60),
         "speaks": lambda: say("a", 1),
@@ -53,10 +53,11 @@ def counts() -> None:
     say(f"{len(been_here)} {'torch' in sys.modules}")
 
 
-def record(name: str, limit: Callable[..., None]) -> None:
-    """As `validation.trace` does, with another limit."""
+def record(name: str, limit: Callable[..., None], n_bytes: int | None = None) -> None:
+    """As `validation.trace` does, with another limit, and a record of so many bytes: more than the heap has free."""
     setattr(trace, name, limit)
     sys.argv = sys.argv[1:]
+    sys.argv[3] = str(n_bytes or sys.argv[3])
     trace.main()
 
 
