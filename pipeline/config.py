@@ -20,7 +20,6 @@ from yaml import YAMLError
 from pipeline.schema import SCHEMAS, TEXTS
 from recipes.options import Recipe
 from runtime.errors import UsageError
-from runtime.processor import native_float16
 from validation.settings import TaskConfig
 
 ROOT = Path(__file__).resolve().parent.parent  # where the rooms lie
@@ -63,7 +62,6 @@ def register() -> None:
     # A path of DreamEdge's own, wherever the command is run.
     OmegaConf.register_new_resolver("root", lambda path: str(HOME / path), replace=True)
     OmegaConf.register_new_resolver("tmp", tempfile.gettempdir, replace=True)
-    OmegaConf.register_new_resolver("native_float16", lambda yes, no: yes if native_float16() else no, replace=True)
     OmegaConf.register_new_resolver("basename", lambda path: Path(path).resolve().name, replace=True)
 
 

@@ -12,7 +12,7 @@ constexpr const char* MANIFEST_FILE = "manifest.json";
 constexpr const char* PROVENANCE_FILE = "provenance.json";
 constexpr const char* REFERENCE_FILE = "reference.safetensors";
 constexpr const char* TOKENIZER_FILE = "tokenizer.json";
-constexpr int64_t SCHEMA_VERSION = 9;
+constexpr int64_t SCHEMA_VERSION = 10;
 
 // The manifest as it stands; what it says of the files is not looked at. Throws `Error` (Exit::artifact).
 Json load_manifest(const std::filesystem::path& folder);

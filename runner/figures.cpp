@@ -64,8 +64,15 @@ double sqnr_db(const std::vector<float>& expected, const std::vector<float>& act
     return signal > 0 ? 10 * std::log10(signal / noise) : -INF;
 }
 
-std::vector<Figure> fidelity(const std::vector<Measured>& calls, const Json& bounds, double floor_db) {
-    const double exact_bound = std::min(number_of(bounds, "fidelity_exact_db"), floor_db);
+Bounds bounds_of(const Json& recipe, bool native_float16) {
+    const Json& given = member(recipe, "bounds");
+    const Json& native = member(given, "native_float16_db");
+    const double least = native.is_null() || !native_float16 ? INF : number_of(given, "native_float16_db");
+    return {std::min(number_of(given, "fidelity_db"), least), std::min(number_of(given, "fidelity_exact_db"), least)};
+}
+
+std::vector<Figure> fidelity(const std::vector<Measured>& calls, const Bounds& bounds, double floor_db) {
+    const double exact_bound = std::min(bounds.fidelity_exact_db, floor_db);
     std::vector<const Measured*> all, exact;
     bool has_ties = false;
     for (const Measured& call : calls) {
@@ -74,7 +81,7 @@ std::vector<Figure> fidelity(const std::vector<Measured>& calls, const Json& bou
         has_ties = has_ties || call.tie_margin < INF;
     }
     // Without quantized activations no call has a tie, and both bounds are of the same calls.
-    const double own = number_of(bounds, "fidelity_db"), bound = has_ties ? own : std::min(own, floor_db);
+    const double bound = has_ties ? bounds.fidelity_db : std::min(bounds.fidelity_db, floor_db);
     const auto floor_of = [&](const Measured& call) { return std::min(bound, call.floor_db); };
     const Measured& least = worst(all, [&](const Measured& call) { return call.sqnr_db - floor_of(call); });
     std::vector<Figure> figures{{"fidelity", "fidelity_db", least.sqnr_db, floor_of(least), true, least.where()}};

@@ -40,9 +40,17 @@ struct Measured {
 // Signal to noise of actual [K, C]: 10 log10(sum expected^2 / sum (expected - actual)^2); NaN if one is not finite.
 double sqnr_db(const std::vector<float>& expected, const std::vector<float>& actual, size_t C);
 
-// The call that is farthest below its bound, and the worst of those free of ties. bounds: of the recipe. Throws
+// What the calls have to reach here: all of them, and those free of ties.
+struct Bounds {
+    double fidelity_db, fidelity_exact_db;
+};
+
+// Of the recipe, on a processor that adds the products of float16 in float16, or on another. Throws
 // `std::invalid_argument`.
-std::vector<Figure> fidelity(const std::vector<Measured>& calls, const Json& bounds, double floor_db);
+Bounds bounds_of(const Json& recipe, bool native_float16);
+
+// The call that is farthest below its bound, and the worst of those free of ties.
+std::vector<Figure> fidelity(const std::vector<Measured>& calls, const Bounds& bounds, double floor_db);
 
 // second: a repetition of some of the calls, by sequence and call.
 Figure repeatability(const std::vector<Measured>& first, const std::vector<Measured>& second);

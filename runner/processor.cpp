@@ -1,5 +1,6 @@
 #include "processor.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <fstream>
@@ -99,5 +100,11 @@ std::vector<std::string> features() {
 }
 
 #endif
+
+bool native_float16() {
+    const auto found = features();
+    return std::any_of(found.begin(), found.end(),
+                       [](const std::string& name) { return name == "asimdhp" || name == "avx512_fp16"; });
+}
 
 }  // namespace dreamedge

@@ -135,7 +135,7 @@ void self_test(const std::filesystem::path& artifact, bool as_json, Load load, s
     }
     std::vector<Figure> figures;
     try {
-        figures = fidelity(first, member(member(manifest, "recipe"), "bounds"), reference.floor_db);
+        figures = fidelity(first, bounds_of(member(manifest, "recipe"), native_float16()), reference.floor_db);
         figures.push_back(wrong_metadata(metadata, member(member(manifest, "expected_format"), "metadata")));
     } catch (const std::invalid_argument& error) {
         artifact_error((artifact / MANIFEST_FILE).string() + ": not a manifest: " + error.what());

@@ -13,7 +13,7 @@ from runtime.program import MODEL_FILE
 MANIFEST_FILE = "manifest.json"
 PROVENANCE_FILE = "provenance.json"
 REFERENCE_FILE = "reference.safetensors"
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 MAX_JSON = 2**24  # bytes; Python makes up to 25 times as many of them
 
 

@@ -25,8 +25,12 @@ CORES = ["cortex-a53", "cortex-a76"]
 SMALL = (f"checkpoint={GOLDEN / 'gqa2'}", "export.max_seq_len=64", "validation.n_prompts=8")
 
 
-def test_an_artifact_is_right_on_each_core(build: Build, native: Native, pipeline: Pipeline, tmp_path: Path) -> None:
-    artifact, summary = build("gqa2", "int4_xnnpack"), tmp_path / "summary.md"
+@pytest.mark.parametrize(("recipe", "bounds"), [("int4_xnnpack", (30, 30)), ("fp16_xnnpack", (50, 36))])
+def test_an_artifact_is_right_on_each_core(
+    build: Build, native: Native, pipeline: Pipeline, tmp_path: Path, recipe: str, bounds: tuple[int, int]
+) -> None:
+    """bounds: of the core without and of the one with FEAT_FP16, which adds in float16."""
+    artifact, summary = build("gqa2", recipe), tmp_path / "summary.md"
     keys = (f"artifact={artifact}", f"runner={native('aarch64')}", f"cores=[{','.join(CORES)}]")
     code, _, err = pipeline("validate", "target=arm64", *keys, f"summary={summary}")
     assert (code, err) == (0, "")
@@ -34,6 +38,8 @@ def test_an_artifact_is_right_on_each_core(build: Build, native: Native, pipelin
     found = [(group.strip(), name.strip(" `")) for group, name in rows]
     names = ("fidelity_db", "fidelity_exact_db", "wrong_metadata", "calls_that_differ", "other_bits")
     assert found == [(core, name) for core in CORES for name in names]
+    held = [line.split("|")[5].strip() for line in summary.read_text().splitlines() if "`fidelity_db`" in line]
+    assert held == [f"≥ {bound}" for bound in bounds]
     code, _, err = pipeline("validate", "target=arm64", *keys, "bounds.fidelity_exact_db=190")
     assert (code, err.count("\n")) == (5, 1)
     assert "cortex-a53: fidelity_exact_db is " in err

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config
 from pipeline.config import load_recipe, names_of
 from runtime import Program
 from runtime.artifact import read_manifest
 from tests.checkpoints import RECIPES, ROOT, Build
 from tests.resealing import reseal
+from validation import judge
+from validation.settings import Budget
 
 # Every recipe on the trained checkpoint and on a golden one; on the others what tied weights and shards meet.
 BUILT = [
@@ -32,10 +33,19 @@ def test_the_recipes_are_those_tested() -> None:
 
 
 @pytest.mark.parametrize(("native", "db"), [(True, 36), (False, 50)])
-def test_float16_is_held_to_the_processor(native: bool, db: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "native_float16", lambda: native)
-    bounds = load_recipe("fp16_xnnpack").bounds
-    assert (bounds.fidelity_db, bounds.fidelity_exact_db) == (db, db)
+def test_float16_is_held_to_the_processor_that_runs_it(
+    build: Build, native: bool, db: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not to the one that made the artifact."""
+    artifact, recipe = build("gqa2", "fp16_xnnpack"), load_recipe("fp16_xnnpack")
+    here = recipe.bounds.on(native)
+    assert (here.fidelity_db, here.fidelity_exact_db) == (db, db)
+    monkeypatch.setattr(judge, "native_float16", lambda: native)
+    for bounds in (judge.bounds_of(recipe, Budget()), judge.expectations(artifact, read_manifest(artifact))[0]):
+        assert (bounds["fidelity_db"], bounds["fidelity_exact_db"]) == (db, db)
+    for name in RECIPES:  # other recipes multiply no float16
+        given = load_recipe(name).bounds
+        assert (given.on(native) == given) == (not native or name != "fp16_xnnpack")
 
 
 @pytest.mark.parametrize(("checkpoint", "recipe"), BUILT)

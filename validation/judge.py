@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.bounds import Bounds
 from recipes.options import Recipe
 from runtime.artifact import MANIFEST_FILE, REFERENCE_FILE, ArtifactError, read_manifest
+from runtime.processor import native_float16
 from runtime.program import MODEL_FILE
 from validation.figures import Figure, fidelity, metadata, program_format, quality, repeatability
 from validation.format import ExpectedFormat, ProgramFormat, read_format
@@ -77,7 +79,14 @@ def check_artifact(folder: Path, threads: int | None = None, report: Report = si
 def expectations(folder: Path, manifest: dict[str, Any]) -> tuple[dict[str, float], ExpectedFormat]:
     """What the manifest demands of the program."""
     try:
-        bounds = {name: checked_number(manifest["recipe"]["bounds"][name]) for name in BOUNDS}
+        given = manifest["recipe"]["bounds"]
+        native = given["native_float16_db"]
+        of_recipe = Bounds(
+            **{name: checked_number(given[name]) for name in BOUNDS},
+            native_float16_db=None if native is None else checked_number(native),
+        )
+        here = of_recipe.on(native_float16())
+        bounds = {name: float(getattr(here, name)) for name in BOUNDS}
         budget = {name: bound for name, bound in manifest["budget"].items() if bound is not None}
         bounds |= {f"budget.{name}": checked_number(bound) for name, bound in budget.items()}
         expected = manifest["expected_format"]
@@ -144,6 +153,7 @@ def figure_dict(figure: Figure) -> dict[str, Any]:
 
 
 def bounds_of(recipe: Recipe, budget: Budget) -> dict[str, float]:
-    """The recipe's, and what the owner of the checkpoint allows, as `budget.NAME`."""
-    allowed = {f"budget.{name}": bound for name, bound in vars(budget).items() if bound is not None}
-    return {name: float(value) for name, value in (vars(recipe.bounds) | allowed).items()}
+    """The recipe's on this processor, and what the owner of the checkpoint allows, as `budget.NAME`."""
+    allowed = {f"budget.{name}": bound for name, bound in vars(budget).items()}
+    given = vars(recipe.bounds.on(native_float16())) | allowed
+    return {name: float(bound) for name, bound in given.items() if bound is not None}

@@ -48,6 +48,7 @@ MIN_PROMPTS = 8
 RANGES = {
     "fidelity_db": (0.0, math.inf),
     "fidelity_exact_db": (0.0, math.inf),
+    "native_float16_db": (0.0, math.inf),
     "top1_agreement": (0.0, 1.0),
     "kl_divergence": (math.inf, 0.0),
     "kl_slack": (math.inf, 0.0),
