@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -31,8 +32,8 @@ TALL = DreamEdgeConfig(
     max_position_embeddings=4096,
 )
 VOCABULARY = TALL.vocab_size * TALL.hidden_size
-# What executorch's graphs of 14 layers take (measured: 285 to 318 MiB), and a third of a copy of all integers.
-LOWERING = 350 * MIB
+# What executorch's graphs of 14 layers take (measured: 340 MiB), and a quarter of a copy of all integers.
+LOWERING = 365 * MIB
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +42,10 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("tall")
     write_checkpoint(TALL, folder / "checkpoint", seed=0)
     command = [sys.executable, "-m", "scripts.fullsize", str(folder), str(folder / "road.json"), "--road"]
-    done = subprocess.run(
-        [*command, str(folder / "checkpoint"), "int4_xnnpack"], cwd=ROOT, capture_output=True, text=True
-    )
+    # What is freed goes back at once: else it is the allocator's choice what of it stays, and 100 MiB of the figures.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(MIB)}
+    asked = [*command, str(folder / "checkpoint"), "int4_xnnpack"]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads((folder / "road.json").read_text())
     result["cache_bytes"] = sum(file.stat().st_size for file in (folder / "cache").glob("*/*.safetensors"))
@@ -59,7 +61,7 @@ def test_no_stage_holds_a_float_copy_of_a_large_matrix(road: dict[str, Any]) -> 
     """Anonymous memory above that of the process, which is what `load` takes: it only maps."""
     process = stage(road, "load")["peak_anonymous"]
     # The integers of one matrix a byte each, what is stored of it, and copies of that to hash and write.
-    assert stage(road, "quantize")["peak_anonymous"] - process < 2.4 * VOCABULARY + 128 * MIB
+    assert stage(road, "quantize")["peak_anonymous"] - process < 2.4 * VOCABULARY + 64 * MIB
     # Graphs, and two copies of the embedding while executorch writes it; no copy of a linear weight.
     assert stage(road, "lower")["peak_anonymous"] - stage(road, "export")["peak_anonymous"] < LOWERING
 
