@@ -19,9 +19,8 @@ from runtime.memory import collect_seldom
 from tests.checkpoints import ROOT, Build, arguments
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # A worker has one core to itself, and so have the processes that it starts.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
+    # A worker has one core to itself, and so have the processes that it starts, unless somebody tries more threads.
+    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
     # What is freed is taken again, not given back and asked for anew: a tenth of a build's time.
     collect_seldom()
     ctypes.CDLL(None).mallopt(-3, 2**25)  # M_MMAP_THRESHOLD of mallopt(3), at its most
