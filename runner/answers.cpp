@@ -77,8 +77,8 @@ Answer answer(TextArtifact& artifact, const Options& options, const std::string&
     return given;
 }
 
-TextArtifact opened(const Arguments& arguments, Load load) {
-    TextArtifact artifact = TextArtifact::open(arguments.needed("artifact"), load, arguments.whole("threads"));
+TextArtifact opened(const Arguments& arguments, const Loading& loading) {
+    TextArtifact artifact = TextArtifact::open(arguments.needed("artifact"), loading, arguments.whole("threads"));
     if (artifact.warning) std::cerr << "warning: " << one_line(*artifact.warning) << "\n";
     return artifact;
 }
@@ -134,8 +134,8 @@ std::string said_of(const Tokens& ids) {
 
 }  // namespace
 
-void answer_prompt(const Arguments& arguments, Load load) {
-    TextArtifact artifact = opened(arguments, load);
+void answer_prompt(const Arguments& arguments, const Loading& loading) {
+    TextArtifact artifact = opened(arguments, loading);
     std::string prompt = arguments.text("prompt").value_or("");
     if (!arguments.text("prompt")) prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
     const bool streams = arguments.is_on("--stream");
@@ -155,10 +155,10 @@ void answer_prompt(const Arguments& arguments, Load load) {
         static_cast<long long>(written.positions), static_cast<double>(peak_rss()) / 0x1p20);
 }
 
-void answer_lines(const Arguments& arguments, Load load) {
+void answer_lines(const Arguments& arguments, const Loading& loading) {
     if (arguments.text("prompt")) usage_error("prompt and prompts: give one of them");
     const std::string name = arguments.needed("prompts");
-    TextArtifact artifact = opened(arguments, load);
+    TextArtifact artifact = opened(arguments, loading);
     const Options options = options_of(arguments, artifact.new_tokens);
     std::ifstream file;
     if (name != "-") {
@@ -193,13 +193,13 @@ void answer_lines(const Arguments& arguments, Load load) {
     }
 }
 
-void answer_ids(const Arguments& arguments, Load load) {
+void answer_ids(const Arguments& arguments, const Loading& loading) {
     if (arguments.text("prompt") || arguments.text("prompts")) usage_error("ids, prompt and prompts: give one of them");
     const std::vector<Tokens> rows = rows_of(arguments.needed("ids"));
     const bool has_history = arguments.is_on("--history");
     const Options options = options_of(arguments, std::nullopt);
     use_threads(arguments.whole("threads"));
-    Program program = Program::open(arguments.needed("artifact"), load);
+    Program program = Program::open(arguments.needed("artifact"), loading);
     const Generation written = generate(program.network(), rows, options, OnStep(), has_history);
     if (has_history) {
         Json said = took_json(written);

@@ -21,6 +21,7 @@ keys, as `python -m pipeline generate` has them; null is the same as not to give
   steps alg temperature top_p top_k alg_temp eps block_length cache threshold seed stop_at_eos
                    of writing: docs/generation.md; cache is none, prefix or dual
   threads          of the runtime; else one for each processor that it may use
+  packed_cache     a folder that keeps what the runtime packs of the weights, and opens the program faster with it
 and of this command alone:
   ids              token ids in place of a prompt, such as 11,205,7 (rows of a batch with ; between); the answer is
                    ids too, and the artifact may be a .pte alone
@@ -41,17 +42,16 @@ cannot be written, 8 too little memory, 1 an internal error
 
 namespace {
 
-const std::vector<std::string> KEYS{"artifact", "prompt",      "prompts",      "ids",   "max_new_tokens",
-                                    "steps",    "alg",         "temperature",  "top_p", "top_k",
-                                    "alg_temp", "eps",         "block_length", "cache", "threshold",
-                                    "seed",     "stop_at_eos", "threads",      "load",  "memory"};
+const std::vector<std::string> KEYS{"artifact",     "prompt",      "prompts",     "ids",   "max_new_tokens", "steps",
+                                    "alg",          "temperature", "top_p",       "top_k", "alg_temp",       "eps",
+                                    "block_length", "cache",       "threshold",   "seed",  "stop_at_eos",    "threads",
+                                    "load",         "memory",      "packed_cache"};
 const std::vector<std::string> SWITCHES{"--self-test", "--json", "--stream", "--history",
                                         "--processor", "--help", "--version"};
 
 // Keys that Python has and this command has not, and why.
 const std::map<std::string, std::string> OF_PYTHON{
     {"chat", "chat templates are of Python alone: give a prompt that is rendered"},
-    {"packed_cache", "packed weights are kept by Python alone, which sees whether a program can be opened from them"},
 };
 
 size_t distance(const std::string& a, const std::string& b) {

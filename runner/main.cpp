@@ -13,10 +13,10 @@
 namespace dreamedge {
 namespace {
 
-Load load_of(const Arguments& arguments) {
+Loading loading_of(const Arguments& arguments) {
     const std::string load = arguments.text("load").value_or("mmap");
     if (load != "mmap" && load != "file") usage_error("load " + in_quotes(load) + ": there are mmap, file");
-    return load == "mmap" ? Load::mmap : Load::file;
+    return {load == "mmap" ? Load::mmap : Load::file, arguments.text("packed_cache")};
 }
 
 void limit(const Arguments& arguments) {
@@ -43,9 +43,10 @@ void run(const Arguments& arguments) {
     const std::string artifact = arguments.needed("artifact");
     end_in_words(artifact);
     limit(arguments);
-    const Load load = load_of(arguments);
+    const Loading loading = loading_of(arguments);
     if (arguments.is_on("--self-test")) {
-        self_test(artifact, arguments.is_on("--json"), load, arguments.whole("threads"));
+        if (loading.packed_cache) usage_error("packed_cache: --self-test packs the weights anew, it judges them");
+        self_test(artifact, arguments.is_on("--json"), loading.how, arguments.whole("threads"));
         return;
     }
     if (arguments.is_on("--json")) usage_error("--json is of --self-test");
@@ -53,7 +54,7 @@ void run(const Arguments& arguments) {
     if (arguments.is_on("--stream") && (arguments.text("ids") || arguments.text("prompts"))) {
         usage_error("--stream is of one prompt");
     }
-    (arguments.text("ids") ? answer_ids : arguments.text("prompts") ? answer_lines : answer_prompt)(arguments, load);
+    (arguments.text("ids") ? answer_ids : arguments.text("prompts") ? answer_lines : answer_prompt)(arguments, loading);
 }
 
 int exit_code(int argc, char** argv) {

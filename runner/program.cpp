@@ -2,6 +2,7 @@
 
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor_ptr.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <array>
@@ -9,6 +10,7 @@
 
 #include "errors.h"
 #include "memory.h"
+#include "packed.h"
 #include "quiet.h"
 
 namespace dreamedge {
@@ -145,29 +147,63 @@ void check_metadata(const Metadata& meta, const std::filesystem::path& file) {
 
 }  // namespace
 
+// The memory that a program has planned for its caches, activations and logits. Its pages are zeros, and not there
+// before they are written: most programs are asked for less than the longest call.
+class Planned {
+  public:
+    // Throws `Error` (Exit::resource).
+    Planned(const et::MethodMeta& method, const std::filesystem::path& file) {
+        for (size_t i = 0; i < method.num_memory_planned_buffers(); ++i) {
+            const auto n_bytes = static_cast<size_t>(method.memory_planned_buffer_size(i).get());
+            void* start = mmap(nullptr, std::max<size_t>(1, n_bytes), PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+            if (start == MAP_FAILED) check_memory(file, et::Error::MemoryAllocationFailed, "");
+            spans_.emplace_back(static_cast<uint8_t*>(start), n_bytes);
+        }
+        allocator_.emplace(et::Span<et::Span<uint8_t>>(spans_.data(), spans_.size()));
+    }
+    Planned(const Planned&) = delete;
+    ~Planned() {
+        for (const auto& span : spans_) munmap(span.data(), std::max<size_t>(1, span.size()));
+    }
+
+    et::HierarchicalAllocator* allocator() { return &*allocator_; }
+
+  private:
+    std::vector<et::Span<uint8_t>> spans_;
+    std::optional<et::HierarchicalAllocator> allocator_;
+};
+
 struct Program::Inside {
     std::filesystem::path file;
+    std::optional<Planned> planned;  // outlives the module, whose method has its tensors there
     Module module;
     Metadata metadata{};
     std::vector<Place> places;  // looked up once: the list is long, and takes more time than a call of a small network
 
-    Inside(std::filesystem::path path, Load load)
+    Inside(std::filesystem::path path, Load how)
         : file(std::move(path)),
-          module(file.string(), load == Load::mmap ? Module::LoadMode::Mmap : Module::LoadMode::File) {}
+          module(file.string(), how == Load::mmap ? Module::LoadMode::Mmap : Module::LoadMode::File) {}
 };
 
-Program Program::open(const std::filesystem::path& path, Load load) {
+Program Program::open(const std::filesystem::path& path, const Loading& loading) {
     const std::filesystem::path file = program_file(path);
     check_size(file);
-    auto inside = std::make_unique<Inside>(file, load);
+    auto inside = std::make_unique<Inside>(file, loading.how);
     const Quiet quiet;
     if (const auto error = inside->module.load(et::Program::Verification::InternalConsistency); error != et::Error::Ok)
         cannot_load(file, error, quiet.said());
     inside->metadata = read_metadata(Constants(inside->module, file), file);
     check_metadata(inside->metadata, file);
-    if (const auto error = inside->module.load_method("forward"); error != et::Error::Ok) {
-        cannot_load(file, error, quiet.said());
-    }
+    std::optional<Packed> packed;
+    if (loading.packed_cache) packed.emplace(file, *loading.packed_cache);
+    const auto* options = packed ? &packed->options() : nullptr;
+    const auto meta = inside->module.method_meta("forward");
+    if (!meta.ok()) cannot_load(file, meta.error(), quiet.said());
+    inside->planned.emplace(*meta, file);
+    const auto error = inside->module.load_method("forward", inside->planned->allocator(), nullptr, options);
+    if (error != et::Error::Ok) cannot_load(file, error, quiet.said());
+    if (packed) packed->keep();
     inside->places = mapped(file);
     unpin(inside->places);
     return Program(std::move(inside));

@@ -28,11 +28,18 @@ struct Metadata {
 // mmap: pages of the file come in as they are read, and the system may drop them. file: read into memory.
 enum class Load { mmap, file };
 
+// packed_cache: a folder that keeps what the runtime packs of the weights, and opens the program with it the next time.
+struct Loading {
+    Load how = Load::mmap;
+    std::optional<std::filesystem::path> packed_cache = std::nullopt;
+};
+
 // `Program::open(artifact folder or .pte)`, then `forward`. The cache inside lives as long as the object.
 class Program {
   public:
-    // Load a program and check its contract. Throws `Error`: Exit::artifact, or Exit::resource for too little memory.
-    static Program open(const std::filesystem::path& path, Load load = Load::mmap);
+    // Load a program and check its contract. Throws `Error`: Exit::artifact, or Exit::resource for too little memory;
+    // as `Packed` does.
+    static Program open(const std::filesystem::path& path, const Loading& loading = {});
 
     Program(Program&&) noexcept;
     ~Program();

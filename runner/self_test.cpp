@@ -123,7 +123,7 @@ void self_test(const std::filesystem::path& artifact, bool as_json, Load load, s
     for (std::vector<Measured>* run : {&first, &second}) {
         end_in(120 + static_cast<double>(n_bytes) / 0x1p24);
         const auto started = Clock::now();
-        Program program = Program::open(artifact, load);
+        Program program = Program::open(artifact, {load});
         const auto loaded = Clock::now();
         const bool is_first = run == &first;
         *run = replay(program, reference,

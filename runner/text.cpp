@@ -24,7 +24,8 @@ std::optional<std::string> warning_of(const std::filesystem::path& folder, const
 
 }  // namespace
 
-TextArtifact TextArtifact::open(const std::filesystem::path& folder, Load load, std::optional<int64_t> threads) {
+TextArtifact TextArtifact::open(const std::filesystem::path& folder, const Loading& loading,
+                                std::optional<int64_t> threads) {
     const Json manifest = load_manifest(folder);
     const std::filesystem::path file = folder / MANIFEST_FILE;
     std::error_code ignored;
@@ -34,7 +35,7 @@ TextArtifact TextArtifact::open(const std::filesystem::path& folder, Load load, 
     }
     Tokenizer tokenizer = Tokenizer::load(folder / TOKENIZER_FILE);
     use_threads(threads);
-    Program program = Program::open(folder, load);
+    Program program = Program::open(folder, loading);
     try {
         const int64_t new_tokens = whole_of(member(manifest, "task"), "new_tokens");
         if (new_tokens < 1 || new_tokens > program.metadata().get_max_seq_len) {

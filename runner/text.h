@@ -19,7 +19,8 @@ struct TextArtifact {
     std::optional<std::string> warning;  // figures that were out of their bounds when it was made
 
     // Throws `Error`: Exit::artifact, or Exit::usage for one without a tokenizer.
-    static TextArtifact open(const std::filesystem::path& folder, Load load, std::optional<int64_t> threads);
+    static TextArtifact open(const std::filesystem::path& folder, const Loading& loading,
+                             std::optional<int64_t> threads);
 };
 
 // What is written so far: masks as blocks.

@@ -15,10 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from model import load_hf_model
+from recipes.lowering import lower_program
+from recipes.options import Attention, Backend
+from recipes.static_program import StaticProgram, export_program, metadata
 from runtime import Program, generate
 from runtime.text import open_text_artifact
 from runtime.tokenizer import decode, encode
-from tests.checkpoints import BUNDLED, GOLDEN_NAMES, ROOT, Build
+from tests.checkpoints import BUNDLED, GOLDEN, GOLDEN_NAMES, ROOT, Build
 from tests.test_generation import (
     PROMPT,
     REFUSED,
@@ -29,6 +33,7 @@ from tests.test_generation import (
     sampler,
 )
 from tests.test_runner import Run, refused, run
+from validation.format import read_format
 
 __all__ = ["run"]  # the fixture
 
@@ -254,3 +259,19 @@ def test_it_takes_a_fraction_of_pythons_memory(native: Callable[..., Path], sudo
     assert found["same_answer"]
     assert found["ratios"]["peak_rss"] >= 10
     assert set(found["ratios"]) == {"seconds", "peak_rss", "tokens_per_second"}
+
+
+def test_planned_memory_is_there_where_it_is_written(native: Callable[..., Path], tmp_path: Path) -> None:
+    """The scores of the longest call are 64 MiB of this program's plan, those of a short one next to nothing."""
+    model = load_hf_model(GOLDEN / "gqa2")[0]
+    program = StaticProgram(model, 2048, Backend.portable, Attention.aten)
+    exported, methods = export_program(program, 2048), metadata(model, 2048, 2048, Attention.aten)
+    with (tmp_path / "model.pte").open("wb") as file:
+        lower_program(exported, Backend.portable, methods).write_to_file(file)
+    assert sum(read_format(tmp_path / "model.pte").planned_memory) > 64 * 2**20
+    command = [str(native()), f"artifact={tmp_path / 'model.pte'}", "ids=11,205,7", "max_new_tokens=1"]
+    # Of a small parent: what a process had before it became the runner counts for it too.
+    ask = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n"
+    ask += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    done = subprocess.run([sys.executable, "-c", ask, *command], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 40 * 2**10  # KiB

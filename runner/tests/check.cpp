@@ -5,9 +5,11 @@
 //   dreamedge-check schedule          stdin: [masks, steps, eps] a line; for each how many tokens each step writes
 #include <fstream>
 #include <iostream>
+#include <iterator>
 #include <stdexcept>
 
 #include "artifact.h"
+#include "delegates.h"
 #include "errors.h"
 #include "generation.h"
 #include "json.h"
@@ -28,6 +30,15 @@ void use(const std::string& kind, const std::filesystem::path& file) {
     } else if (kind == "tokenizer") {
         const Tokenizer tokenizer = Tokenizer::load(file);
         tokenizer.decode(tokenizer.encode(TEXT), false);
+    } else if (kind == "program") {
+        std::ifstream opened(file, std::ios::binary);
+        const std::string content(std::istreambuf_iterator<char>(opened), {});
+        try {
+            if (const std::string why = why_not_kept(content); !why.empty()) usage_error(why);
+            identity(content, "");
+        } catch (const std::invalid_argument& error) {
+            artifact_error(error.what());
+        }
     } else if (kind == "artifact") {
         read_manifest(file.parent_path());
     } else {
