@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 HOST := $(shell uname -m)
 ARCH ?= $(HOST)
 
-.PHONY: run test lint setup clean fullsize runner runner-check
+.PHONY: run test lint setup clean fullsize runner build-runner runner-check
 
 run: $(READY) ## build and validate the int4 program of the bundled checkpoint
 	$(VENV)/bin/python -m pipeline run recipe=int4_xnnpack overwrite=true
@@ -30,7 +30,25 @@ fullsize: $(READY) ## measure all that is claimed for Dream-7B's shape: 60 GB of
 WHEEL := $(shell sed -n 's/.*"executorch==\(.*\)".*/\1/p' pyproject.toml)
 FOREIGN := build/executorch-$(WHEEL)-$(ARCH)
 
-runner: $(if $(filter $(ARCH),$(HOST)),$(READY),$(FOREIGN)) ## the native runner, build/runner-ARCH/dreamedge-run; ARCH=aarch64 for Arm
+# One for another processor is kept by what it is made of, outside of the tree: clones build it once.
+KEPT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dreamedge/runner-$(ARCH)-$(shell { cat runner/CMakeLists.txt runner/*.cmake \
+	runner/*.h runner/*.cpp runner/kernels/*.cpp; $(ARCH)-linux-gnu-g++ --version; echo $(WHEEL); } 2>/dev/null | sha256sum | cut -c1-16)
+
+ifneq ($(ARCH),$(HOST))
+ifneq ($(wildcard $(KEPT)),)
+runner: $(FOREIGN)
+	mkdir -p build/runner-$(ARCH)
+	cmp -s $(KEPT) build/runner-$(ARCH)/dreamedge-run || cp $(KEPT) build/runner-$(ARCH)/dreamedge-run
+else
+runner: build-runner
+	mkdir -p $(dir $(KEPT))
+	cp build/runner-$(ARCH)/dreamedge-run $(KEPT).$$$$ && mv $(KEPT).$$$$ $(KEPT)
+endif
+else
+runner: build-runner ## the native runner, build/runner-ARCH/dreamedge-run; ARCH=aarch64 for Arm
+endif
+
+build-runner: $(if $(filter $(ARCH),$(HOST)),$(READY),$(FOREIGN))
 	mkdir -p build
 	cmake -S runner -B build/runner-$(ARCH) -G Ninja $(if $(filter $(ARCH),$(HOST)),,\
 		-DCMAKE_TOOLCHAIN_FILE=$(ARCH).cmake -DEXECUTORCH_DIR=$(CURDIR)/$(FOREIGN)/executorch) > build/runner-$(ARCH).log

@@ -25,12 +25,21 @@ CORES = ["cortex-a53", "cortex-a76"]
 SMALL = (f"checkpoint={GOLDEN / 'gqa2'}", "export.max_seq_len=64", "validation.n_prompts=8")
 
 
-@pytest.mark.parametrize(("recipe", "bounds"), [("int4_xnnpack", (30, 30)), ("fp16_xnnpack", (50, 36))])
+@pytest.mark.parametrize(
+    ("checkpoint", "recipe", "bounds"),
+    [("dream_sudoku", "int4_xnnpack", (30, 30)), ("gqa2", "fp16_xnnpack", (50, 36))],
+)
 def test_an_artifact_is_right_on_each_core(
-    build: Build, native: Native, pipeline: Pipeline, tmp_path: Path, recipe: str, bounds: tuple[int, int]
+    build: Build,
+    native: Native,
+    pipeline: Pipeline,
+    tmp_path: Path,
+    checkpoint: str,
+    recipe: str,
+    bounds: tuple[int, int],
 ) -> None:
     """bounds: of the core without and of the one with FEAT_FP16, which adds in float16."""
-    artifact, summary = build("gqa2", recipe), tmp_path / "summary.md"
+    artifact, summary = build(checkpoint, recipe), tmp_path / "summary.md"
     keys = (f"artifact={artifact}", f"runner={native('aarch64')}", f"cores=[{','.join(CORES)}]")
     code, _, err = pipeline("validate", "target=arm64", *keys, f"summary={summary}")
     assert (code, err) == (0, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import shutil
 import subprocess
@@ -58,6 +59,20 @@ def test_it_needs_no_torch_and_no_python(native: Native) -> None:
     assert "libexecutorch.so" in names
     executorchs = {name for name in names if name.startswith("libexecutorch")}
     assert not [name for name in names - executorchs if any(word in name for word in ("torch", "c10", "python"))]
+
+
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="this is Arm")
+def test_one_for_arm_is_built_once(native: Native, tmp_path: Path) -> None:
+    """And kept outside of the tree by what it is made of, so it finds its libraries from where it lies."""
+    file = native("aarch64")
+    asked = ["make", "-n", "-o", ".venv/.ready", "runner", "ARCH=aarch64"]
+    steps = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "cmake" not in steps
+    elsewhere = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    anew = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True, env=elsewhere).stdout
+    assert "cmake --build build/runner-aarch64" in anew
+    assert str(tmp_path / "dreamedge" / "runner-aarch64-") in anew
+    assert str(ROOT).encode() not in file.read_bytes()
 
 
 def test_it_reads_the_schema_that_is_written() -> None:
