@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from model import DreamEdge, DreamEdgeConfig
+from model.dream import DecoderLayer
 from pipeline.load import Loaded
-from recipes.gptq import hessian_blocks
+from recipes.gptq import LayerInputs, add_squares, hessian_blocks
 from recipes.options import Recipe, Rounding
-from recipes.quantization import Hessians, quant_of
+from recipes.quantization import InputsByLayer, quant_of
 from recipes.stored import Weights, open_stored
 from runtime.artifact import sha256
 from validation.eager import embed, n_tokens, run_layers
 from validation.output_layer import normed_rows
+from validation.products import product
 from validation.progress import Report, silent
 from validation.reference import Call, Sequence
 from validation.texts import hidden_of, read_texts, tokens_of, windows
@@ -118,53 +120,44 @@ class Stream:
     folder: Path
     x_1ND: Tensor | None = None
     done: int = 0
-    hessians: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def hessians_of(self, name: str, part: nn.Module) -> Hessians:
+    def inputs_of(self, name: str, part: nn.Module) -> InputsByLayer:
         """Of the linear layers of a part with these floats; all parts before it are stored."""
-        self.hessians = {}
+        hessians: dict[str, list[Tensor]] = {}
         if name == "lm_head":
             self._advance(self.model.config.num_hidden_layers)
             assert self.x_1ND is not None
             norm = open_stored(self.folder, self.model, self.recipe, only="norm")
             x_RD, _ = normed_rows(norm, self.calibration.sequences, self.x_1ND, None)
-            self._add(name, x_RD.float())
+            self._add(hessians, name, x_RD.float())
         elif name.startswith("layers."):
             i = int(name.partition(".")[2])
             self._advance(i)
-            floats = Weights(_with_part(self.model, i, part), {})
             for _ in run_layers(
-                floats,
+                Weights(_with_inputs_alone(self.model, i, part), {}),
                 self.calibration.sequences,
                 torch.float32,
                 None,
                 given=lambda _: self.x_1ND,
-                watch=lambda name, _, x_1ND: self._add(name.removesuffix(".weight"), x_1ND[0]),
+                watch=lambda name, _, x_1ND: self._add(hessians, name.removesuffix(".weight"), x_1ND[0]),
                 order=[i],
+                multiply=product,
             ):
                 pass
-        found = self.hessians
-        return {
-            full: found[self._shared(full)]
-            for full, module in part.named_modules(prefix=name)
-            if isinstance(module, nn.Linear)
-        }
+        found = {layer: LayerInputs(hessians.pop(layer)) for layer in list(hessians)}
+        linears = (full for full, module in part.named_modules(prefix=name) if isinstance(module, nn.Linear))
+        return {full: found[_shared(full)] for full in linears}
 
-    def _add(self, name: str, x_ND: Tensor) -> None:
+    def _add(self, hessians: dict[str, list[Tensor]], name: str, x_ND: Tensor) -> None:
         """A piece of a layer's input: rows of it are added in order, so that no number of threads changes a sum."""
-        if self._shared(name) != name:
+        if _shared(name) != name:
             return
         quant = quant_of(name, self.recipe.linear)
         blocks = hessian_blocks(x_ND.shape[1], quant.group_size if quant else None)
-        if name not in self.hessians:
-            self.hessians[name] = [torch.zeros(b.stop - b.start, b.stop - b.start) for b in blocks]
-        for hessian, block in zip(self.hessians[name], blocks, strict=True):
-            hessian += x_ND[:, block].T @ x_ND[:, block]
-
-    @staticmethod
-    def _shared(name: str) -> str:
-        start, _, kind = name.rpartition(".")
-        return f"{start}.{SHARED[kind]}" if kind in SHARED else name
+        if name not in hessians:
+            hessians[name] = [torch.zeros(b.stop - b.start, b.stop - b.start) for b in blocks]
+        for hessian, block in zip(hessians[name], blocks, strict=True):
+            add_squares(hessian, x_ND[:, block])
 
     def _advance(self, to: int) -> None:
         sequences = self.calibration.sequences
@@ -173,13 +166,26 @@ class Stream:
             self.x_1ND = embed(embedding, sequences, None)
         for i in range(self.done, to):
             layer = open_stored(self.folder, self.model, self.recipe, only=f"layers.{i}")
-            (run,) = run_layers(layer, sequences, None, None, given=lambda _: self.x_1ND, order=[i])
+            runs = run_layers(layer, sequences, None, None, given=lambda _: self.x_1ND, order=[i], multiply=product)
+            (run,) = runs
             self.x_1ND = run.x_1ND
         self.done = max(self.done, to)
 
 
-def _with_part(like: DreamEdge, i: int, layer: nn.Module) -> DreamEdge:
+def _shared(name: str) -> str:
+    start, _, kind = name.rpartition(".")
+    return f"{start}.{SHARED[kind]}" if kind in SHARED else name
+
+
+def _with_inputs_alone(like: DreamEdge, i: int, layer: nn.Module) -> DreamEdge:
+    """A model of this layer, to see what its matrices are given. What the last one gives nobody asks for: of its rows,
+    a quarter of the work, one is multiplied.
+    """
     with torch.device("meta"):
         model = DreamEdge(like.config)
-    model.layers[i] = layer
+        model.layers[i] = DecoderLayer(like.config)
+    for path, parameter in layer.named_parameters():
+        parent, _, leaf = path.rpartition(".")
+        kept = parameter[:1] if parent.endswith("down_proj") else parameter
+        setattr(model.layers[i].get_submodule(parent), leaf, nn.Parameter(kept, requires_grad=False))
     return model

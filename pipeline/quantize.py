@@ -106,9 +106,9 @@ def _kept(
     Raises `RecipeError` that names the layers whose sizes do not fit, and `OutputError` if `cache` cannot be written.
     """
     made_of, folder = _made_of(loaded, recipe, calibration), cache_folder(loaded, recipe, cache, calibration)
-    hessians_of = None
+    inputs_of = None
     if calibration is not None and rounds_by_text(recipe):
-        hessians_of = Stream(calibration, loaded.model, recipe, folder).hessians_of
+        inputs_of = Stream(calibration, loaded.model, recipe, folder).inputs_of
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / KEY_FILE).write_text(made_of, encoding="utf-8")
@@ -117,7 +117,7 @@ def _kept(
         sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts(loaded.model).items()}
         report("parts", 0, len(sizes))
         gone = 0
-        for i, (name, was_there) in enumerate(store(loaded.model, recipe, folder, hessians_of, inputs), start=1):
+        for i, (name, was_there) in enumerate(store(loaded.model, recipe, folder, inputs_of, inputs), start=1):
             gone += sizes[name]
             report("parts from the cache" if was_there else "parts", i, len(sizes), gone / sum(sizes.values()))
         return open_stored(folder, loaded.model, recipe)

@@ -18,12 +18,27 @@ DAMPING = 0.01  # of the mean diagonal, added to it
 BLOCK = 128  # columns after which what was lost reaches the rest of the matrix
 ROWS = 2048  # outputs that one thread has at once: of fewer, Python takes longer than the sums
 WIDEST = 8192  # inputs that know of each other: a wider layer's are cut, for Cholesky's cost grows with their cube
+TILE = 512  # of a Hessian, that one thread sums
 SHRINKS = torch.linspace(0.5, 1.0, 26)  # of the scale that has room for the largest weight
+
+
+class LayerInputs:
+    """What is known of the inputs of a layer, or of several that share them. Their Hessians are given up at once: what
+    is kept of them is as large.
+
+    importance_N: how much each input counts. factors: one for each of `hessian_blocks`, see `inverse_factor`.
+    """
+
+    def __init__(self, hessians: list[Tensor]) -> None:
+        """hessians: float32, the sums of x x^T over calibration inputs, one for each of `hessian_blocks`."""
+        self.importance_N = torch.cat([hessian.diagonal() for hessian in hessians])
+        with one_thread_each() as workers:
+            self.factors = list(workers(inverse_factor, hessians))
 
 
 def gptq(
     weight_MN: Tensor,
-    hessians: list[Tensor],
+    inputs: LayerInputs,
     bits: int,
     group_size: int | None,
     scale_dtype: torch.dtype,
@@ -31,18 +46,17 @@ def gptq(
 ) -> tuple[Tensor, Tensor]:
     """(int8 [M, N], scales [M, N / g] of scale_dtype).
 
-    hessians: float32, the sums of x x^T over calibration inputs, one for each of `hessian_blocks`. fitted: scales by
-    least squares, weighted with their diagonals; else by the largest weight.
+    fitted: scales by least squares, weighted with how much inputs count; else by the largest weight.
     """
     M, N = weight_MN.shape
     weight_MN, g = weight_MN.float().clone(), group_size or N
-    importance_N = torch.cat([hessian.diagonal() for hessian in hessians])
+    importance_N = inputs.importance_N
     integers_MN, scales = torch.empty(M, N, dtype=torch.int8), torch.empty(M, N // g, dtype=scale_dtype)
     top = 2 ** (bits - 1)
 
     def choose(rows: slice) -> None:
         at = 0
-        for factor_NN in factors:
+        for factor_NN in inputs.factors:
             choose_part(rows, at, factor_NN)
             at += len(factor_NN)
 
@@ -70,9 +84,25 @@ def gptq(
             w_mN[:, stop:] -= lost_Bm.T.contiguous() @ factor_NN[start:stop, stop:]
 
     with one_thread_each() as workers:
-        factors = list(workers(inverse_factor, hessians))
         list(workers(choose, [slice(start, start + ROWS) for start in range(0, M, ROWS)]))
     return integers_MN, scales
+
+
+def add_squares(hessian_NN: Tensor, x_KN: Tensor) -> None:
+    """Add x^T x in place. It is symmetric, so half of it is summed; by as many threads as torch has, whose number
+    changes no bit.
+    """
+    starts = range(0, len(hessian_NN), TILE)
+    tiles = [(slice(i, i + TILE), slice(j, j + TILE)) for i in starts for j in starts if i <= j]
+
+    def add(tile: tuple[slice, slice]) -> None:
+        rows, columns = tile
+        hessian_NN[rows, columns] += x_KN[:, rows].T @ x_KN[:, columns]
+        if rows != columns:
+            hessian_NN[columns, rows] = hessian_NN[rows, columns].T
+
+    with one_thread_each() as workers:
+        list(workers(add, tiles))
 
 
 def inverse_factor(hessian_NN: Tensor) -> Tensor:

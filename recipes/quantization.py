@@ -25,7 +25,7 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
 )
 
 from model import DreamEdge
-from recipes.gptq import gptq, scale_of
+from recipes.gptq import LayerInputs, gptq, scale_of
 from recipes.options import Dtype, EmbeddingQuant, LinearQuant, Rounding, Scales
 
 
@@ -35,7 +35,7 @@ class QuantizationError(ValueError):
 
 SLICE = 2**19  # weights that are quantized at once: their float32 temporaries stay in a processor cache
 INT8_ACTIVATIONS = IntxUnpackedToInt8TensorActivationQuantization.INT8_ASYM_PER_TOKEN
-Hessians = Mapping[str, list[Tensor]]  # by the name of a linear layer, as `gptq` takes them
+InputsByLayer = Mapping[str, LayerInputs]  # by the name of a linear layer, as `gptq` takes them
 
 
 def quant_of(name: str, linear: LinearQuant | None) -> LinearQuant | None:
@@ -95,11 +95,11 @@ def quantize_module(
     dtype: Dtype,
     linear: LinearQuant | None,
     embedding: EmbeddingQuant | None,
-    hessians: Hessians | None = None,
+    layer_inputs: InputsByLayer | None = None,
 ) -> None:
     """The parameters of `module` itself, not of its children, in place.
 
-    hessians: of linear layers, for `gptq`; without them each weight goes to the nearest.
+    layer_inputs: for `gptq`; without them each weight goes to the nearest.
     """
     kind = getattr(torch, dtype.value)
     quant: LinearQuant | EmbeddingQuant | None = None
@@ -112,9 +112,9 @@ def quantize_module(
             made = parameter.to(kind)
         elif isinstance(quant, EmbeddingQuant):
             made = _by_torchao(parameter, kind, embedding_config(quant))
-        elif quant.rounding is Rounding.gptq and hessians is not None:
+        elif quant.rounding is Rounding.gptq and layer_inputs is not None:
             fitted = quant.scales is Scales.least_squares
-            found = gptq(parameter, hessians[name], quant.weight_bits, quant.group_size, scale_dtype(quant), fitted)
+            found = gptq(parameter, layer_inputs[name], quant.weight_bits, quant.group_size, scale_dtype(quant), fitted)
             made = quantized_linear(*found, quant.weight_bits, kind)
         elif quant.rounding is Rounding.nearest and quant.scales is Scales.least_squares:
             made = quantized_linear(*_fitted(parameter, quant), quant.weight_bits, kind)

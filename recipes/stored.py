@@ -26,7 +26,14 @@ from model import DreamEdge
 from model.pages import release
 from recipes.options import Backend, LinearQuant, Recipe
 from recipes.packing import pack_int4, packed_digests, unpack_int4
-from recipes.quantization import INT8_ACTIVATIONS, Hessians, QuantizationError, check_sizes, quant_of, quantize_module
+from recipes.quantization import (
+    INT8_ACTIVATIONS,
+    InputsByLayer,
+    QuantizationError,
+    check_sizes,
+    quant_of,
+    quantize_module,
+)
 from recipes.regions import Region, digest_of, regions_of
 from recipes.rescaling import transformed
 from recipes.rotation import check_rotation
@@ -93,12 +100,12 @@ def store(
     model: DreamEdge,
     recipe: Recipe,
     folder: Path,
-    hessians_of: Callable[[str, nn.Module], Hessians] | None = None,
+    inputs_of: Callable[[str, nn.Module], InputsByLayer] | None = None,
     inputs: Mapping[str, Tensor] | None = None,
 ) -> Iterator[tuple[str, bool]]:
     """Quantize the parts of `model` into `folder`, yielding each one's name, and whether it was there already.
 
-    `model` is left as it is; its weights may be mappings of a checkpoint file. hessians_of: of the linear layers in a
+    `model` is left as it is; its weights may be mappings of a checkpoint file. inputs_of: of the linear layers in a
     part, given its name and its floats, when all parts before it are stored. inputs: as `transformed` takes them.
     Raises `QuantizationError` before anything is written.
     """
@@ -113,9 +120,9 @@ def store(
         done = is_whole(file)
         if not done:
             made = _floats_of(name, part, model, recipe, inputs)
-            hessians = hessians_of(name, made) if hessians_of is not None else None
+            layer_inputs = inputs_of(name, made) if inputs_of is not None else None
             for path, module in made.named_modules(prefix=name):
-                quantize_module(path, module, recipe.dtype, recipe.linear, recipe.embedding, hessians)
+                quantize_module(path, module, recipe.dtype, recipe.linear, recipe.embedding, layer_inputs)
             _save(made, name, recipe.backend, file)
             release(*part.parameters())
         yield name, done

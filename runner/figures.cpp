@@ -3,15 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <limits>
 #include <map>
 #include <set>
 #include <stdexcept>
 
 namespace dreamedge {
 namespace {
-
-constexpr double INF = std::numeric_limits<double>::infinity();
 
 std::string six_digits(double value) {
     char text[40];

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <set>
 #include <stdexcept>
 
@@ -12,8 +11,6 @@
 
 namespace dreamedge {
 namespace {
-
-constexpr double INF = std::numeric_limits<double>::infinity();
 
 // Every reference holds sequences of each of these; numbered ones are named KIND-00, KIND-01, …
 const std::set<std::string> KINDS{"whole",       "prefill-then-block", "rewrite-inside", "suffix-hidden",

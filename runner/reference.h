@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@
 
 namespace dreamedge {
 
+constexpr double INF = std::numeric_limits<double>::infinity();
 constexpr int64_t SKETCH = 1024;  // vocabularies up to this are kept whole, wider ones as a sketch of so many numbers
 
 // One `forward`, and the place of what it should give.

@@ -11,8 +11,8 @@ namespace dreamedge {
 namespace {
 
 constexpr int64_t MAX_BYTES = 64'000'000, MAX_ID = 1 << 24;
-const std::set<std::string> KEYS{"version",       "truncation",     "padding", "added_tokens", "normalizer",
-                                 "pre_tokenizer", "post_processor", "decoder", "model"};
+const std::set<std::string> FILE_KEYS{"version",       "truncation",     "padding", "added_tokens", "normalizer",
+                                      "pre_tokenizer", "post_processor", "decoder", "model"};
 const std::set<std::string> MODEL_KEYS{"type",
                                        "dropout",
                                        "unk_token",
@@ -76,7 +76,7 @@ std::pair<std::string, std::string> pair_of(const Json& entry, size_t place) {
 class TokenizerFile {
   public:
     static Tokenizer read(const Json& content) {
-        check_keys(content, KEYS);
+        check_keys(content, FILE_KEYS);
         Tokenizer made;
         made.normalizes_ = has_nfc(content.value("normalizer", Json()));
         bool is_byte_level = false;

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from model import DreamEdge, DreamEdgeConfig
@@ -51,16 +51,24 @@ WORST_PACKED = DreamEdgeConfig.from_hf(
 
 # int8 and int4_fast differ from int4 in their weights alone; scripts/faults.py builds all of them in many sizes.
 @pytest.mark.parametrize("recipe", ["fp32_xnnpack", "int4_xnnpack", "fp16_xnnpack", "fp32_portable"])
+def test_a_right_program_of_the_worst_shape_is_within_bounds(recipe: str) -> None:
+    check_bounds(recipe, WORST_PACKED, 1024, 1)
+
+
+@pytest.mark.parametrize("recipe", ["int4_xnnpack", "fp32_portable"])
 @settings(
     max_examples=1,
     deadline=None,
     derandomize=True,
-    phases=[Phase.explicit, Phase.generate],
+    phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
 @given(config=configs(), S=st.sampled_from([64, 256, 1024, 2048]), rows=st.sampled_from([1, 2, 8]))
-@example(config=WORST_PACKED, S=1024, rows=1)
 def test_a_right_program_of_any_size_is_within_bounds(recipe: str, config: DreamEdgeConfig, S: int, rows: int) -> None:
+    check_bounds(recipe, config, S, rows)
+
+
+def check_bounds(recipe: str, config: DreamEdgeConfig, S: int, rows: int) -> None:
     blocks = load_recipe(recipe)
     torch.manual_seed(0)
     model = DreamEdge(config).eval().requires_grad_(False)

@@ -15,7 +15,7 @@ from model import load_hf_model
 from pipeline.calibrate import calibration_of
 from pipeline.config import CALIBRATION_TEXT, DEFAULT_TEXT, load_recipe
 from pipeline.load import load
-from recipes.gptq import gptq, hessian_blocks
+from recipes.gptq import LayerInputs, add_squares, gptq, hessian_blocks
 from recipes.options import LinearQuant
 from recipes.quantization import QuantizationError, check_sizes, quant_of
 from runtime.artifact import REFERENCE_FILE, read_manifest
@@ -238,15 +238,29 @@ def test_gptq_loses_less_on_its_inputs() -> None:
         return ((wide - weight) @ x_ND.T).square().sum().item()
 
     for group_size in (32, None):
-        found = gptq(weight, [hessian], 4, group_size, torch.bfloat16, True)
-        nearest = gptq(weight, [torch.eye(64)], 4, group_size, torch.bfloat16, False)
+        found = gptq(weight, LayerInputs([hessian]), 4, group_size, torch.bfloat16, True)
+        nearest = gptq(weight, LayerInputs([torch.eye(64)]), 4, group_size, torch.bfloat16, False)
         assert loss(*found) < 0.5 * loss(*nearest)
         assert found[0].abs().max() <= 8
         threads = torch.get_num_threads()
         torch.set_num_threads(3)
-        again = gptq(weight, [hessian], 4, group_size, torch.bfloat16, True)
+        again = gptq(weight, LayerInputs([hessian]), 4, group_size, torch.bfloat16, True)
         torch.set_num_threads(threads)
         assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+
+
+def test_squares_are_summed_alike_by_any_number_of_threads() -> None:
+    torch.manual_seed(0)
+    x_KN, threads, found = torch.randn(300, 1100), torch.get_num_threads(), []
+    for n in (1, 3):
+        torch.set_num_threads(n)
+        hessian = torch.ones(1100, 1100)
+        add_squares(hessian, x_KN)
+        found.append(hessian)
+    torch.set_num_threads(threads)
+    assert torch.equal(*found)
+    assert torch.equal(found[0], found[0].T)
+    torch.testing.assert_close(found[0].double(), 1 + x_KN.double().T @ x_KN.double(), rtol=1e-5, atol=1e-3)
 
 
 def test_inputs_that_are_never_there_and_wide_layers() -> None:
@@ -254,7 +268,7 @@ def test_inputs_that_are_never_there_and_wide_layers() -> None:
     hessian = torch.zeros(64, 64)
     errors = []
     for fitted in (True, False):
-        integers, scale = gptq(weight, [hessian], 4, 32, torch.bfloat16, fitted)
+        integers, scale = gptq(weight, LayerInputs([hessian]), 4, 32, torch.bfloat16, fitted)
         errors.append((integers.float() * scale.float().repeat_interleave(32, 1) - weight).square().mean())
     assert errors[0] < errors[1] < 0.01
     assert hessian_blocks(18944, 32) == [slice(0, 6336), slice(6336, 12672), slice(12672, 18944)]

@@ -23,7 +23,7 @@ from validation.settings import Budget
 BUILT = [
     *((checkpoint, recipe) for checkpoint in ("dream_sudoku", "gqa2") for recipe in RECIPES),
     *(("mha-tied", recipe) for recipe in ("fp32_xnnpack", "fp32_portable", "int4_xnnpack")),
-    *(("mqa4-sharded", recipe) for recipe in ("fp32_xnnpack", "fp32_portable", "int8_xnnpack")),
+    *(("mqa4-sharded", recipe) for recipe in ("fp32_xnnpack", "int8_xnnpack")),
 ]
 
 

@@ -221,7 +221,6 @@ def test_wrong_commands(run: Run) -> None:
         (["--selftest"], "no switch '--selftest'; did you mean '--self-test'?"),
         (["x"], "'x' is no key=value"),
         (["--self-test"], "give artifact="),
-        (["packed_cache=x"], "packed_cache: packed weights are kept by Python alone"),
         (["chat=true"], "chat: chat templates are of Python alone"),
         (["artifact=x", "memory=0"], "memory 0: are MiB"),
         (["artifact=x", "memory=much"], "memory 'much': must be a whole number"),

@@ -16,7 +16,6 @@
 namespace dreamedge {
 namespace {
 
-constexpr double INF = std::numeric_limits<double>::infinity();
 const float NOT_A_NUMBER = std::nanf("");
 
 Measured call(double db, double tie_margin = INF, double floor_db = INF) {
