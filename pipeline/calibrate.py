@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model import DreamEdge, DreamEdgeConfig
 from model.dream import DecoderLayer
 from pipeline.load import Loaded
-from recipes.gptq import LayerInputs, add_squares, hessian_blocks
+from recipes.gptq import add_squares, hessian_blocks, inputs_by_layer
 from recipes.options import Recipe, Rounding
 from recipes.quantization import InputsByLayer, quant_of
 from recipes.stored import Weights, open_stored
@@ -144,7 +144,7 @@ class Stream:
                 multiply=product,
             ):
                 pass
-        found = {layer: LayerInputs(hessians.pop(layer)) for layer in list(hessians)}
+        found = inputs_by_layer(hessians)
         linears = (full for full, module in part.named_modules(prefix=name) if isinstance(module, nn.Linear))
         return {full: found[_shared(full)] for full in linears}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,23 +18,39 @@ from torch import Tensor
 DAMPING = 0.01  # of the mean diagonal, added to it
 BLOCK = 128  # columns after which what was lost reaches the rest of the matrix
 ROWS = 2048  # outputs that one thread has at once: of fewer, Python takes longer than the sums
-WIDEST = 8192  # inputs that know of each other: a wider layer's are cut, for Cholesky's cost grows with their cube
-TILE = 512  # of a Hessian, that one thread sums
+WIDEST = 5120  # inputs that know of each other: a wider layer's are cut, for Cholesky's cost grows with their cube
+TILE = 512  # of a Hessian
 SHRINKS = torch.linspace(0.5, 1.0, 26)  # of the scale that has room for the largest weight
 
 
+@dataclass(frozen=True)
 class LayerInputs:
-    """What is known of the inputs of a layer, or of several that share them. Their Hessians are given up at once: what
-    is kept of them is as large.
+    """What is known of the inputs of a layer, or of several that share them.
 
     importance_N: how much each input counts. factors: one for each of `hessian_blocks`, see `inverse_factor`.
     """
 
-    def __init__(self, hessians: list[Tensor]) -> None:
-        """hessians: float32, the sums of x x^T over calibration inputs, one for each of `hessian_blocks`."""
-        self.importance_N = torch.cat([hessian.diagonal() for hessian in hessians])
-        with one_thread_each() as workers:
-            self.factors = list(workers(inverse_factor, hessians))
+    importance_N: Tensor
+    factors: list[Tensor]
+
+
+def inputs_by_layer(hessians: dict[str, list[Tensor]]) -> dict[str, LayerInputs]:
+    """hessians: float32, by layer the sums of x x^T over calibration inputs, one for each of `hessian_blocks`. They are
+    taken out of it: what is kept of them is as large.
+    """
+    importance = {name: torch.cat([hessian.diagonal() for hessian in parts]) for name, parts in hessians.items()}
+    n_parts = {name: len(parts) for name, parts in hessians.items()}
+    waiting = [parts.pop(0) for parts in hessians.values() for _ in range(len(parts))]
+    order = sorted(range(len(waiting)), key=lambda i: -len(waiting[i]))  # so that all threads end together
+
+    def factor(i: int) -> Tensor:
+        hessian_NN, waiting[i] = waiting[i], torch.empty(0)
+        return inverse_factor(hessian_NN)
+
+    with one_thread_each() as workers:
+        made = dict(zip(order, workers(factor, order), strict=True))
+    factors = iter(made[i] for i in range(len(waiting)))
+    return {name: LayerInputs(importance[name], [next(factors) for _ in range(n)]) for name, n in n_parts.items()}
 
 
 def gptq(
@@ -110,8 +127,21 @@ def inverse_factor(hessian_NN: Tensor) -> Tensor:
     diagonal_N = hessian_NN.diagonal()
     mean = diagonal_N.mean().clamp_min(torch.finfo(torch.float32).tiny)
     damped_NN = hessian_NN + torch.diag_embed(torch.where(diagonal_N == 0, mean, DAMPING * mean))
-    lower_NN = torch.linalg.cholesky(damped_NN.double())
-    return torch.linalg.cholesky(torch.cholesky_inverse(lower_NN), upper=True).float()
+    # From the last input to the first H = R R^T with an upper R; so U is R's inverse, and H itself is never inverted.
+    upper_NN = torch.linalg.cholesky(damped_NN.double().flip(0, 1)).flip(0, 1)
+    return inverse_of_triangle(upper_NN).float()
+
+
+def inverse_of_triangle(upper_NN: Tensor) -> Tensor:
+    """By products of halves, which are faster than what LAPACK has for it."""
+    N = len(upper_NN)
+    if N <= TILE:
+        return torch.linalg.solve_triangular(upper_NN, torch.eye(N, dtype=upper_NN.dtype), upper=True)
+    half, inverse_NN = N // 2, torch.zeros_like(upper_NN)
+    first, last = inverse_NN[:half, :half], inverse_NN[half:, half:]
+    first[:], last[:] = inverse_of_triangle(upper_NN[:half, :half]), inverse_of_triangle(upper_NN[half:, half:])
+    inverse_NN[:half, half:] = -(first @ upper_NN[:half, half:] @ last)
+    return inverse_NN
 
 
 def scale_of(w_mg: Tensor, importance_g: Tensor | None, bits: int, scale_dtype: torch.dtype, fitted: bool) -> Tensor:

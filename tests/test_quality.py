@@ -15,7 +15,7 @@ from model import load_hf_model
 from pipeline.calibrate import calibration_of
 from pipeline.config import CALIBRATION_TEXT, DEFAULT_TEXT, load_recipe
 from pipeline.load import load
-from recipes.gptq import LayerInputs, add_squares, gptq, hessian_blocks
+from recipes.gptq import LayerInputs, add_squares, gptq, hessian_blocks, inputs_by_layer, inverse_factor
 from recipes.options import LinearQuant
 from recipes.quantization import QuantizationError, check_sizes, quant_of
 from runtime.artifact import REFERENCE_FILE, read_manifest
@@ -227,6 +227,26 @@ def test_verdicts_in_words() -> None:
     assert verdict_of(wrong, Budget(), texts, 288, None).words == "out of bounds: fidelity_db"
 
 
+def of_hessian(hessian: torch.Tensor) -> LayerInputs:
+    return inputs_by_layer({"a": [hessian.clone()]})["a"]
+
+
+def test_a_factor_is_of_the_inverse() -> None:
+    torch.manual_seed(0)
+    x_KN = torch.randn(3000, 1300)
+    hessian = x_KN.T @ x_KN
+    factor = inverse_factor(hessian).double()
+    damped = hessian.double() + 0.01 * hessian.double().diagonal().mean() * torch.eye(1300)
+    assert torch.equal(factor, factor.triu())
+    torch.testing.assert_close(factor.T @ factor @ damped, torch.eye(1300).double(), rtol=0, atol=1e-4)
+    parts = {"wide": [hessian[:700, :700].clone(), hessian[700:, 700:].clone()], "other": [hessian.clone()]}
+    found = inputs_by_layer(parts)
+    assert [len(part) for part in found["wide"].factors] == [700, 600]
+    assert torch.equal(found["other"].factors[0].double(), factor)
+    assert torch.equal(found["wide"].importance_N, hessian.diagonal())
+    assert parts == {"wide": [], "other": []}
+
+
 def test_gptq_loses_less_on_its_inputs() -> None:
     torch.manual_seed(0)
     x_ND = torch.randn(400, 64) @ torch.randn(64, 64)  # inputs that go together, as a network's do
@@ -238,13 +258,13 @@ def test_gptq_loses_less_on_its_inputs() -> None:
         return ((wide - weight) @ x_ND.T).square().sum().item()
 
     for group_size in (32, None):
-        found = gptq(weight, LayerInputs([hessian]), 4, group_size, torch.bfloat16, True)
-        nearest = gptq(weight, LayerInputs([torch.eye(64)]), 4, group_size, torch.bfloat16, False)
+        found = gptq(weight, of_hessian(hessian), 4, group_size, torch.bfloat16, True)
+        nearest = gptq(weight, of_hessian(torch.eye(64)), 4, group_size, torch.bfloat16, False)
         assert loss(*found) < 0.5 * loss(*nearest)
         assert found[0].abs().max() <= 8
         threads = torch.get_num_threads()
         torch.set_num_threads(3)
-        again = gptq(weight, LayerInputs([hessian]), 4, group_size, torch.bfloat16, True)
+        again = gptq(weight, of_hessian(hessian), 4, group_size, torch.bfloat16, True)
         torch.set_num_threads(threads)
         assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
@@ -268,10 +288,10 @@ def test_inputs_that_are_never_there_and_wide_layers() -> None:
     hessian = torch.zeros(64, 64)
     errors = []
     for fitted in (True, False):
-        integers, scale = gptq(weight, LayerInputs([hessian]), 4, 32, torch.bfloat16, fitted)
+        integers, scale = gptq(weight, of_hessian(hessian), 4, 32, torch.bfloat16, fitted)
         errors.append((integers.float() * scale.float().repeat_interleave(32, 1) - weight).square().mean())
     assert errors[0] < errors[1] < 0.01
-    assert hessian_blocks(18944, 32) == [slice(0, 6336), slice(6336, 12672), slice(12672, 18944)]
+    assert hessian_blocks(18944, 32) == [slice(i, i + 4736) for i in range(0, 18944, 4736)]
     assert hessian_blocks(3584, None) == [slice(0, 3584)]
 
 
