@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, ParamSpec, TypeVar
@@ -54,6 +55,7 @@ def limited(seconds: int, n_bytes: int, work: Callable[P, T], *args: P.args, **k
 
 def _child(sender: Connection, n_bytes: int, work: Callable[..., Any], args: Any, kwargs: Any) -> None:
     os.setpgid(0, 0)  # Ctrl-C is for the parent, which ends this group
+    alone_in_a_copy()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.disable()  # the parent says that it crashed
     restrict(n_bytes)
@@ -62,6 +64,12 @@ def _child(sender: Connection, n_bytes: int, work: Callable[..., Any], args: Any
     except Exception as error:  # noqa: BLE001 (all of them are the parent's to judge)
         outcome = False, error
     sender.send(outcome)
+
+
+def alone_in_a_copy() -> None:
+    """In a process that was forked: torch's other threads are not in it, and OpenMP would wait for them for ever."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 def restrict(n_bytes: int) -> None:

@@ -32,6 +32,7 @@ from pipeline import road
 from pipeline.display import Display, Report
 from pipeline.package import place
 from runtime.errors import BadArtifactError
+from runtime.limits import alone_in_a_copy
 from tests.checkpoints import GOLDEN
 from tests.fuzz import config_of
 
@@ -76,6 +77,7 @@ class Killed(Display):
         copy = os.fork()
         if copy == 0:
             os.setpgid(0, 0)
+            alone_in_a_copy()
             self.is_copy = True
             return
         started = time.monotonic()

@@ -15,8 +15,11 @@ import torch
 from filelock import FileLock
 
 from pipeline.__main__ import main
+from runtime.limits import alone_in_a_copy
 from runtime.memory import collect_seldom
 from tests.checkpoints import ROOT, Build, arguments
+
+os.register_at_fork(after_in_child=alone_in_a_copy)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker has one core to itself, and so have the processes that it starts, unless somebody tries more threads.

@@ -362,6 +362,15 @@ def short_ones(artifact: Path) -> tuple[Sequence, ...]:
     return tuple(sequence for sequence in sequences if sequence.name.startswith("short"))[:2]
 
 
+def test_a_copy_computes_though_torchs_threads_are_not_in_it() -> None:
+    code = (
+        "import torch; from runtime.limits import limited; torch.set_num_threads(3); torch.ones(10**7).bfloat16(); "
+        "print(limited(20, 2**30, lambda: torch.ones(10**7).bfloat16().shape[0]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "10000000\n"), done.stderr
+
+
 def test_a_call_that_hangs_is_ended(artifact: Path) -> None:
     """As validation arms it, with a second in place of a minute."""
     code = (
