@@ -176,6 +176,26 @@ std::string why_not_kept(std::string_view program) {
     return "";
 }
 
+std::string changed_constant(std::string_view program) {
+    const auto segments = Table::root(program, 0).tables(SEGMENTS);
+    const auto base = number_at<uint64_t>(program, 24);
+    std::map<uint32_t, std::string> digests;
+    for (const auto& [name, index] : named_data(program)) {
+        if (index >= segments.size()) throw std::invalid_argument("a constant in no segment");
+        const Table& segment = segments[index];
+        std::string& digest = digests[index];
+        if (digest.empty()) {
+            const std::string_view bytes =
+                piece(program, base + segment.number<uint64_t>(0), segment.number<uint64_t>(1));
+            Sha256 sha256;
+            sha256.update(bytes.data(), bytes.size());
+            digest = sha256.hex();
+        }
+        if (name.substr(name.size() - digest.size()) != digest) return std::string(name);
+    }
+    return "";
+}
+
 std::string identity(std::string_view program, const std::string& more) {
     Sha256 digest;
     const auto add = [&](std::string_view bytes) { digest.update(bytes.data(), bytes.size()); };

@@ -13,6 +13,9 @@ namespace dreamedge {
 // Throws `std::invalid_argument` for a file that is no such program.
 std::string why_not_kept(std::string_view program);
 
+// The first constant whose bytes are not those of its name; empty where all are. Reads all of the program.
+std::string changed_constant(std::string_view program);
+
 // Of the program, by its flatbuffer and its delegates, which name all constants by their sha256; and of `more`.
 std::string identity(std::string_view program, const std::string& more);
 

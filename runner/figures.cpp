@@ -64,7 +64,8 @@ double sqnr_db(const std::vector<float>& expected, const std::vector<float>& act
 Bounds bounds_of(const Json& recipe, bool native_float16) {
     const Json& given = member(recipe, "bounds");
     const Json& native = member(given, "native_float16_db");
-    const double least = native.is_null() || !native_float16 ? INF : number_of(given, "native_float16_db");
+    const double lower = native.is_null() ? INF : number_of(given, "native_float16_db");
+    const double least = native_float16 ? lower : INF;
     return {std::min(number_of(given, "fidelity_db"), least), std::min(number_of(given, "fidelity_exact_db"), least)};
 }
 

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <new>
@@ -29,6 +30,8 @@ void say(const char* text) {
 }
 
 [[noreturn]] void ends(Exit code, const char* because, const char* detail = "") {
+    static std::atomic_flag is_said = ATOMIC_FLAG_INIT;
+    while (is_said.test_and_set()) pause();  // of several threads the first one says it
     say("error: ");
     say(name.data());
     say(because);

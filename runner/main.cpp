@@ -41,7 +41,9 @@ void run(const Arguments& arguments) {
         return;
     }
     const std::string artifact = arguments.needed("artifact");
-    end_in_words(artifact);
+    const auto packed = arguments.text("packed_cache");
+    end_in_words(packed ? artifact + " with the packed weights in " + *packed + " (delete them to pack anew)"
+                        : artifact);
     limit(arguments);
     const Loading loading = loading_of(arguments);
     if (arguments.is_on("--self-test")) {

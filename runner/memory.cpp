@@ -28,9 +28,10 @@ int64_t peak_rss() { return status("VmHWM"); }
 int64_t anonymous() { return status("RssAnon"); }
 
 std::vector<Place> mapped(const std::filesystem::path& file) {
-    std::error_code ignored;
-    const std::string name = " " + std::filesystem::canonical(file, ignored).string();
+    std::error_code failed;
+    const std::string name = " " + std::filesystem::canonical(file, failed).string();
     std::vector<Place> places;
+    if (failed) return places;  // it is gone: every place without a file would be taken for one of it
     std::ifstream maps("/proc/self/maps");
     for (std::string line; std::getline(maps, line);) {
         if (line.size() < name.size() || line.compare(line.size() - name.size(), name.size(), name) != 0) continue;

@@ -1,6 +1,7 @@
 #include "packed.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -13,8 +14,6 @@
 
 namespace dreamedge {
 namespace {
-
-namespace et = executorch::runtime;
 
 constexpr std::string_view MAGIC = "CWPX";  // before the last four bytes of a complete file
 
@@ -37,18 +36,13 @@ class Mapping {
 };
 
 // By the program, the runtime and the processor: other kernels want the weights in another order.
-std::string name_of(const std::filesystem::path& program) {
+std::string name_of(const std::filesystem::path& program, std::string_view content) {
     std::string more = "dreamedge-run " EXECUTORCH_VERSION;
     for (const std::string& feature : features()) more += " " + feature;
-    const Mapping mapping(program);
-    try {
-        if (const std::string why = why_not_kept(mapping.view()); !why.empty()) {
-            usage_error(program.string() + ": packed weights cannot be kept: " + why);
-        }
-        return identity(mapping.view(), more) + ".packed";
-    } catch (const std::invalid_argument& error) {
-        artifact_error(program.string() + ": damaged: " + error.what());
+    if (const std::string why = why_not_kept(content); !why.empty()) {
+        usage_error(program.string() + ": packed weights cannot be kept: " + why);
     }
+    return identity(content, more) + ".packed";
 }
 
 bool is_whole(const std::filesystem::path& file) {
@@ -70,23 +64,55 @@ void check_room(const std::filesystem::path& program, const std::filesystem::pat
     }
 }
 
+// What killed processes left: the runtime holds a lock on what it is writing.
+void remove_left_behind(const std::filesystem::path& folder) {
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+        const std::string name = entry.path().filename();
+        const bool is_ours =
+            name.front() == '.' && name.find(".packed.") == 33 && entry.path().extension() == ".partial";
+        if (!is_ours || !entry.is_regular_file()) continue;
+        const int opened = open(entry.path().c_str(), O_RDONLY | O_CLOEXEC);
+        if (opened < 0) continue;
+        std::error_code ignored;
+        if (flock(opened, LOCK_EX | LOCK_NB) == 0) std::filesystem::remove(entry.path(), ignored);
+        close(opened);
+    }
+}
+
+[[noreturn]] void cannot_be_kept(const std::filesystem::path& folder, const std::string& because) {
+    throw Error(Exit::output, folder.string() + ": packed weights cannot be kept there: " + because);
+}
+
 }  // namespace
 
 Packed::Packed(const std::filesystem::path& program, const std::filesystem::path& folder) {
-    const std::string name = name_of(program);
-    std::error_code failed;
-    std::filesystem::create_directories(folder, failed);
-    if (!std::filesystem::is_directory(folder)) {
-        throw Error(Exit::output, folder.string() + ": packed weights cannot be kept there: " + failed.message());
+    if (folder.empty()) usage_error("packed_cache: give a folder");
+    const Mapping mapping(program);
+    try {
+        const std::string name = name_of(program, mapping.view());
+        std::filesystem::create_directories(folder);
+        remove_left_behind(folder);
+        file_ = written_ = folder / name;
+        if (std::filesystem::exists(file_)) {
+            if (!std::filesystem::is_regular_file(file_)) cannot_be_kept(folder, name + " is no file");
+            if (access(file_.c_str(), R_OK) != 0) cannot_be_kept(folder, name + " cannot be read");
+            if (!is_whole(file_)) std::filesystem::remove(file_);
+        }
+        if (!std::filesystem::exists(file_)) {
+            written_ = folder / ("." + name + "." + std::to_string(getpid()) + ".partial");
+            check_room(program, folder);
+            // What is kept is used later without a look at the constants themselves.
+            if (const std::string changed = changed_constant(mapping.view()); !changed.empty()) {
+                artifact_error(program.string() + ": damaged: its constant " + one_line(changed, 80) +
+                               " is not what it was made with");
+            }
+        }
+    } catch (const std::filesystem::filesystem_error& error) {
+        cannot_be_kept(folder, error.code().message());
+    } catch (const std::invalid_argument& error) {
+        artifact_error(program.string() + ": damaged: " + error.what());
     }
-    file_ = folder / name;
-    if (!is_whole(file_)) std::filesystem::remove(file_, failed);
-    written_ = file_;
-    if (!std::filesystem::exists(file_)) {
-        written_ = folder / ("." + name + "." + std::to_string(getpid()) + ".partial");
-        check_room(program, folder);
-    }
-    if (written_.native().size() >= et::kMaxOptionValueLength) {
+    if (written_.native().size() >= executorch::runtime::kMaxOptionValueLength) {
         usage_error("packed_cache: its path is longer than the runtime takes: " + written_.string());
     }
     options_.set_option("packed_cache_path", written_.c_str());
@@ -95,9 +121,11 @@ Packed::Packed(const std::filesystem::path& program, const std::filesystem::path
 }
 
 void Packed::keep() {
+    if (written_ == file_) return;
+    if (!is_whole(written_)) cannot_be_kept(file_.parent_path(), "the runtime did not write all of them");
     std::error_code failed;
-    if (written_ != file_ && std::filesystem::exists(written_)) std::filesystem::rename(written_, file_, failed);
-    if (failed) throw Error(Exit::output, file_.string() + ": " + failed.message());
+    std::filesystem::rename(written_, file_, failed);
+    if (failed) cannot_be_kept(file_.parent_path(), failed.message());
 }
 
 Packed::~Packed() {

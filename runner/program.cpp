@@ -2,7 +2,6 @@
 
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor_ptr.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <array>
@@ -11,6 +10,7 @@
 #include "errors.h"
 #include "memory.h"
 #include "packed.h"
+#include "planned.h"
 #include "quiet.h"
 
 namespace dreamedge {
@@ -146,33 +146,6 @@ void check_metadata(const Metadata& meta, const std::filesystem::path& file) {
 }
 
 }  // namespace
-
-// The memory that a program has planned for its caches, activations and logits. Its pages are zeros, and not there
-// before they are written: most programs are asked for less than the longest call.
-class Planned {
-  public:
-    // Throws `Error` (Exit::resource).
-    Planned(const et::MethodMeta& method, const std::filesystem::path& file) {
-        for (size_t i = 0; i < method.num_memory_planned_buffers(); ++i) {
-            const auto n_bytes = static_cast<size_t>(method.memory_planned_buffer_size(i).get());
-            void* start = mmap(nullptr, std::max<size_t>(1, n_bytes), PROT_READ | PROT_WRITE,
-                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-            if (start == MAP_FAILED) check_memory(file, et::Error::MemoryAllocationFailed, "");
-            spans_.emplace_back(static_cast<uint8_t*>(start), n_bytes);
-        }
-        allocator_.emplace(et::Span<et::Span<uint8_t>>(spans_.data(), spans_.size()));
-    }
-    Planned(const Planned&) = delete;
-    ~Planned() {
-        for (const auto& span : spans_) munmap(span.data(), std::max<size_t>(1, span.size()));
-    }
-
-    et::HierarchicalAllocator* allocator() { return &*allocator_; }
-
-  private:
-    std::vector<et::Span<uint8_t>> spans_;
-    std::optional<et::HierarchicalAllocator> allocator_;
-};
 
 struct Program::Inside {
     std::filesystem::path file;

@@ -55,19 +55,23 @@ def named_data(data: Buffer) -> dict[str, int]:
     return {entry.text(0): entry.number(1) for entry in Table.root(data, 0).tables(7)}
 
 
+def segments(data: Buffer) -> list[tuple[int, int]]:
+    """(start, bytes) of each in the file."""
+    base = number(data, "Q", 24)
+    return [(base + entry.number(0, "Q"), entry.number(1, "Q")) for entry in Table.root(data, 0).tables(4)]
+
+
 def delegates(data: Buffer) -> Iterator[Delegate]:
     """Of all methods. These functions raise `ValueError` or `struct.error` for a file that is no such program."""
-    program, names = Table.root(data, 0), named_data(data)
-    segments, base = program.tables(4), number(data, "Q", 24)
-    for plan in program.tables(1):
+    names, places = named_data(data), segments(data)
+    for plan in Table.root(data, 0).tables(1):
         for delegate in plan.tables(7):
             if delegate.text(0) != BACKEND:
                 continue
             processed = delegate.table(1)
             if processed is None or processed.number(0, "b") != SEGMENT:
                 raise ValueError("a delegate in no segment")
-            segment = segments[processed.number(1)]
-            yield _delegate(data, base + segment.number(0, "Q"), segment.number(1, "Q"), names)
+            yield _delegate(data, *places[processed.number(1)], names)
 
 
 def _delegate(data: Buffer, start: int, size: int, names: dict[str, int]) -> Delegate:

@@ -8,7 +8,9 @@ those of the pinned version, and of libstdc++; tests/test_packed.py sees whether
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import hashlib
 import importlib.metadata
 import mmap
@@ -20,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.delegates import delegates, matrices, named_data
+from runtime.delegates import delegates, matrices, named_data, segments
 from runtime.processor import features
 
 VERSION = "1.5.1"
@@ -75,6 +77,7 @@ def packed_weights(program: Path, folder: Path, libraries: Path) -> Iterator[Non
         raise PackedError(f"{program}: this process already keeps the packed weights of another program, {_used}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_left_behind(folder)
         if packed.exists() and not _complete(packed):
             packed.unlink()
     except OSError as error:
@@ -83,6 +86,7 @@ def packed_weights(program: Path, folder: Path, libraries: Path) -> Iterator[Non
     if not packed.exists():
         written = folder / f".{packed.name}.{os.getpid()}.partial"
         _check_room(program, folder)
+        _check_constants(program)
     if _used is None:
         _set_path(libraries, written)
     _used = packed
@@ -90,6 +94,10 @@ def packed_weights(program: Path, folder: Path, libraries: Path) -> Iterator[Non
     try:
         yield
         if written != packed and written.exists():
+            if not _complete(written):
+                raise PackedError(
+                    f"{folder}: packed weights cannot be kept there: the runtime did not write all of them"
+                )
             written.replace(packed)
     finally:
         _enable(libraries, False)
@@ -129,6 +137,24 @@ def _check_names(program: Path, data: mmap.mmap) -> None:
                 "have the same numbers but other scales or shapes, and the runtime would take one for the other: "
                 "open it without packed_cache"
             )
+
+
+def _check_constants(program: Path) -> None:
+    """What is kept is used later without a look at the constants themselves. Reads all of the program."""
+    with program.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        places = segments(data)
+        for name, i in named_data(data).items():
+            start, size = places[i]
+            if hashlib.sha256(memoryview(data)[start : start + size]).hexdigest() != name[-64:]:
+                raise PackedError(f"{program}: damaged: its constant {name} is not what it was made with")
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Files of killed processes: the runtime holds a lock on what it is writing."""
+    for file in folder.glob(".*.packed.*.partial"):
+        with contextlib.suppress(OSError), file.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.unlink()
 
 
 def _complete(packed: Path) -> bool:

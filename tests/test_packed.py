@@ -168,6 +168,17 @@ def test_what_a_killed_process_left_is_not_taken(build: Build, opened: Opened, t
     assert process.returncode == -9
     assert all(file.name.endswith(".partial") for file in folder.iterdir())
     assert torch.equal(opened(artifact, folder), Program.open(artifact).forward(TOKENS, 0, 8))
+    assert [file.suffix for file in folder.iterdir()] == [".packed"]
+
+
+def test_changed_constants_are_never_kept(build: Build, tmp_path: Path) -> None:
+    """The program is known by their names: a right one would get what was packed of them."""
+    content = bytearray((build("gqa2", "int4_xnnpack") / "model.pte").read_bytes())
+    content[-len(content) // 3] ^= 1
+    (tmp_path / "model.pte").write_bytes(content)
+    with pytest.raises(ProgramError, match=r"model\.pte: damaged: its constant \w+ is not what it was made with"):
+        Program.open(tmp_path / "model.pte", tmp_path / "packed")
+    assert list((tmp_path / "packed").iterdir()) == []
 
 
 def test_programs_have_files_of_their_own(build: Build) -> None:

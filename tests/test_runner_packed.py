@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -82,10 +83,50 @@ def test_what_cannot_be_kept_is_said(build: Build, run: Run, tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     ended = run(*ASKED, f"artifact={artifact}", f"packed_cache={tmp_path / 'file'}")
     refused(ended, 7, "file: packed weights cannot be kept there")
+    refused(run(*ASKED, f"artifact={artifact}", "packed_cache="), 2, "packed_cache: give a folder")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    ended = run(*ASKED, f"artifact={artifact}", f"packed_cache={tmp_path / 'loop'}")
+    refused(ended, 7, "loop: packed weights cannot be kept there")
+    assert run(*ASKED, f"artifact={artifact}", f"packed_cache={tmp_path / 'folder'}")[0] == 0
+    file = kept(tmp_path / "folder")
+    file.unlink()
+    file.mkdir()
+    ended = run(*ASKED, f"artifact={artifact}", f"packed_cache={tmp_path / 'folder'}")
+    refused(ended, 7, f"{file.name} is no file")
     deep = tmp_path.joinpath(*["a" * 100] * 3)
     refused(run(*ASKED, f"artifact={artifact}", f"packed_cache={deep}"), 2, "longer than the runtime takes")
     ended = run("--self-test", f"artifact={artifact}", f"packed_cache={tmp_path}")
     refused(ended, 2, "--self-test packs the weights anew")
+
+
+def test_changed_constants_are_never_kept(build: Build, run: Run, tmp_path: Path) -> None:
+    """The program is known by their names: a right one would get what was packed of them."""
+    program = build("gqa2", "int4_xnnpack") / "model.pte"
+    content = bytearray(program.read_bytes())
+    content[-len(content) // 3] ^= 1
+    (tmp_path / "changed.pte").write_bytes(content)
+    ended = run(*ASKED, f"artifact={tmp_path / 'changed.pte'}", f"packed_cache={tmp_path / 'packed'}")
+    refused(ended, 6, "changed.pte: damaged: its constant ", "is not what it was made with")
+    assert list((tmp_path / "packed").iterdir()) == []
+
+
+def test_what_killed_processes_left_is_removed(build: Build, run: Run, tmp_path: Path) -> None:
+    """But not what one is writing, which has a lock on it."""
+    left, written, other = (tmp_path / f".{c * 32}.packed.7.partial" for c in "abc")
+    for file in (left, written, other.with_name("notes.partial")):
+        file.write_text("x")
+    with written.open() as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        assert run(*ASKED, f"artifact={build('gqa2', 'int4_xnnpack')}", f"packed_cache={tmp_path}")[0] == 0
+    names = {file.name for file in tmp_path.iterdir()}
+    assert {name for name in names if name.endswith(".partial")} == {written.name, "notes.partial"}
+
+
+def test_what_is_not_written_whole_is_not_kept(build: Build, native: Native, tmp_path: Path) -> None:
+    limited = "trap '' XFSZ; ulimit -f 100; exec \"$@\""
+    keys = (*ASKED, f"artifact={build('gqa2', 'int4_xnnpack')}", f"packed_cache={tmp_path / 'packed'}")
+    refused(command("sh", "-c", limited, "sh", native(), *keys), 7, "the runtime did not write all of them")
+    assert list((tmp_path / "packed").iterdir()) == []
 
 
 def test_arm_keeps_them_too(build: Build, native: Native, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@
 #include "errors.h"
 #include "figures.h"
 #include "flatbuffer.h"
+#include "memory.h"
 #include "sample.h"
 #include "sha256.h"
 
@@ -60,6 +61,7 @@ TEST(Bounds, AreThoseOfTheProcessor) {
     EXPECT_EQ(bounds_of(recipe("null"), true).fidelity_db, 50);
     EXPECT_THROW(bounds_of(parse_json(R"({"bounds": {"fidelity_db": 50}})"), false), std::invalid_argument);
     EXPECT_THROW(bounds_of(recipe("\"low\""), true), std::invalid_argument);
+    EXPECT_THROW(bounds_of(recipe("\"low\""), false), std::invalid_argument);
 }
 
 TEST(Sha256, IsTheStandards) {  // its own examples, and one that ends just before a block does
@@ -95,6 +97,8 @@ TEST(Flatbuffer, IsReadInsideOfItsData) {
     EXPECT_THROW(number_at<uint32_t>("abc", 0), std::invalid_argument);
     EXPECT_THROW(Table::root(std::string(8, '\xff'), 0).number<uint32_t>(0), std::invalid_argument);
 }
+
+TEST(Memory, AFileThatIsGoneIsMappedNowhere) { EXPECT_TRUE(mapped("/nowhere/model.pte").empty()); }
 
 TEST(Messages, AreOneLineThatNoTerminalObeys) {
     EXPECT_EQ(one_line("a\nb\x1b[31m").find_first_of("\n\x1b"), std::string::npos);
