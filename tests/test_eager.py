@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,16 @@ from torch import Tensor
 from model import load_hf_model
 from pipeline.config import load_recipe
 from recipes.quantization import quantize_model
-from recipes.stored import open_stored, store
+from recipes.stored import Weights, open_stored, store
 from runtime.processor import native_float16
 from tests.checkpoints import GOLDEN, ROOT
 from validation import eager, output_layer, products
 from validation.eager import run_by_layer
 from validation.figures import kl_divergence, sqnr_db
 from validation.logits import SKETCH, digest, summarize, top_columns
+from validation.products import product, product_in_halves
 from validation.recording import contract_sequences, short_candidates
+from validation.reference import Call, Sequence
 
 S = 96
 PROMPTS = [torch.arange(5, 29) + i for i in range(8)]
@@ -64,6 +67,20 @@ def test_it_is_the_network(checkpoint: str, recipe: str, tmp_path: Path, monkeyp
                 floor = 25
             assert sqnr_db(expected, found[i, j]) > floor, (sequence.name, j)
             assert math.isinf(margins[i][j]) != quantizes
+
+
+@pytest.mark.parametrize("multiply", [product, product_in_halves])
+def test_no_number_of_threads_changes_a_bit(multiply: Callable[..., Tensor]) -> None:
+    """Also where a thread's part of a tensor is no multiple of a vector's width, and exponentials end otherwise."""
+    model, _, config = load_hf_model(GOLDEN / "gqa2", dtype=torch.float32)
+    tokens = torch.randint(0, config.vocab_size, (211,), generator=torch.Generator().manual_seed(0))
+    sequences = (Sequence("long", (Call(tokens, 0, 211, torch.arange(211)),)),)
+    threads, found = torch.get_num_threads(), []
+    for n in (1, 2, 3, 5):
+        torch.set_num_threads(n)
+        run_by_layer(Weights(model, {}), sequences, lambda _, __, logits: found.append(logits.exp()), multiply=multiply)
+    torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], one) for one in found)
 
 
 def test_a_small_vocabulary_is_kept_whole() -> None:

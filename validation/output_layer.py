@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from model.dream import RMSNorm
 from recipes.stored import Weights
 from validation.activations import ACTIVATIONS, quantized_activations, quantizes_activations
-from validation.products import product
+from validation.products import one_thread_but_for_products, product
 from validation.progress import Report, silent
 from validation.reference import Sequence
 from validation.ties import TieMargins
@@ -82,5 +82,6 @@ def _take_logits(
         weights.release("lm_head.")
         weights.release("embed_tokens.")  # of a tied model
         at += R
-        for (i, j, _), logits_KV in zip(batch, logits_RV.split([K for *_, K in batch]), strict=True):
-            take(i, j, logits_KV)
+        with one_thread_but_for_products():
+            for (i, j, _), logits_KV in zip(batch, logits_RV.split([K for *_, K in batch]), strict=True):
+                take(i, j, logits_KV)

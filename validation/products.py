@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -28,15 +30,52 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     def fill(rows: slice) -> None:
         np.matmul(x_ND, weight[rows].detach().numpy().T, out=out_NM[:, rows])
 
-    slices = [slice(start, start + SLICE) for start in range(0, len(weight), SLICE)]
     with blas().limit(limits=1, user_api="blas"):
-        if len(slices) == 1:  # threads would take longer to begin
-            fill(slices[0])
-        else:
-            with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-                list(threads.map(fill, slices))
+        _by_slices(len(weight), fill)
     out = torch.from_numpy(out_NM).view(*x.shape[:-1], len(weight))
     return out if bias is None else out.add_(bias)
+
+
+def product_in_halves(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`, as right as `product` and summed in another order: by torch, and half of the inputs at a time."""
+    half, out = x.shape[-1] // 2, x.new_empty(*x.shape[:-1], len(weight))
+
+    def fill(rows: slice) -> None:
+        first = F.linear(x[..., :half], weight[rows, :half])
+        out[..., rows] = first + F.linear(x[..., half:], weight[rows, half:], None if bias is None else bias[rows])
+
+    _by_slices(len(weight), fill)
+    return out
+
+
+def _by_slices(M: int, fill: Callable[[slice], None]) -> None:
+    slices = [slice(start, start + SLICE) for start in range(0, M, SLICE)]
+    if len(slices) == 1:  # threads would take longer to begin
+        fill(slices[0])
+        return
+    with ThreadPoolExecutor(
+        _n_threads or torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
+    ) as t:
+        list(t.map(fill, slices))
+
+
+_n_threads: int | None = None  # of products, where torch has one alone
+
+
+@contextmanager
+def one_thread_but_for_products() -> Iterator[None]:
+    """torch gives each thread a part of a tensor, and computes what is left of a vector's width at its end otherwise:
+    exponentials have other bits there, and with another number of threads in other places.
+    """
+    global _n_threads
+    before, n = _n_threads, torch.get_num_threads()
+    _n_threads = before or n
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        _n_threads = before
+        torch.set_num_threads(n)
 
 
 @cache
@@ -53,9 +92,3 @@ def kernels() -> dict[str, str]:
         "float32 products": f"{numpys['internal_api']} {numpys['version']} {numpys['architecture']}",
         "other operators": f"torch {torch.__version__.partition('+')[0]} {torch.backends.cpu.get_cpu_capability()}",
     }
-
-
-def product_in_halves(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`, as right as `product` and summed in another order: by torch, and half of the inputs at a time."""
-    half = x.shape[-1] // 2
-    return F.linear(x[..., :half], weight[:, :half]) + F.linear(x[..., half:], weight[:, half:], bias)
