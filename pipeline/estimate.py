@@ -1,6 +1,6 @@
 """What a run will need, worked out from sizes before any weight is read: memory of each stage, and disk.
 
-Constants are what was measured on Linux with the pinned versions (docs/memory.md); `tests/test_estimate.py` and
+Constants are what was measured on Linux with the pinned versions (docs/memory.md); `tests/test_fullsize.py` and
 `scripts/fullsize.py` hold the estimate to within 20% of what a run then takes.
 """
 

@@ -24,7 +24,7 @@ constexpr size_t LONGEST_LINE = 1 << 24;
 Options options_of(const Arguments& arguments, std::optional<int64_t> new_tokens) {
     Options options;
     const auto n = arguments.whole("max_new_tokens");
-    if (!n && !new_tokens) usage_error("give max_new_tokens=; without a manifest there is no other");
+    if (!n && !new_tokens) usage_error("with ids= give max_new_tokens=");
     options.max_new_tokens = n ? *n : *new_tokens;
     options.steps = arguments.whole("steps");
     options.alg = arguments.text("alg").value_or(options.alg);

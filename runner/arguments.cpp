@@ -17,7 +17,7 @@ keys, as `python -m pipeline generate` has them; null is the same as not to give
   artifact         an artifact folder
   prompt           the text; else it is read from stdin
   prompts          a file of JSON lines, each with a "prompt"; - for stdin
-  max_new_tokens   by default what the task of the artifact's validation takes
+  max_new_tokens   by default what the task of the artifact's validation takes; with ids there is no default
   steps alg temperature top_p top_k alg_temp eps block_length cache threshold seed stop_at_eos
                    of writing: docs/generation.md; cache is none, prefix or dual
   threads          of the runtime; else one for each processor that it may use

@@ -49,6 +49,10 @@ def test_an_artifact_is_right_on_each_core(
     assert found == [(core, name) for core in CORES for name in names]
     held = [line.split("|")[5].strip() for line in summary.read_text().splitlines() if "`fidelity_db`" in line]
     assert held == [f"≥ {bound}" for bound in bounds]
+
+
+def test_bounds_are_held_on_arm_too(build: Build, native: Native, pipeline: Pipeline) -> None:
+    keys = (f"artifact={build('gqa2', 'int4_xnnpack')}", f"runner={native('aarch64')}", "cores=[cortex-a53]")
     code, _, err = pipeline("validate", "target=arm64", *keys, "bounds.fidelity_exact_db=190")
     assert (code, err.count("\n")) == (5, 1)
     assert "cortex-a53: fidelity_exact_db is " in err

@@ -71,7 +71,7 @@ def test_it_is_the_network(checkpoint: str, recipe: str, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("multiply", [product, product_in_halves])
 def test_no_number_of_threads_changes_a_bit(multiply: Callable[..., Tensor]) -> None:
-    """Also where a thread's part of a tensor is no multiple of a vector's width, and exponentials end otherwise."""
+    """Also where a thread's part of a tensor is no multiple of a vector's width, and SiLU has another formula."""
     model, _, config = load_hf_model(GOLDEN / "gqa2", dtype=torch.float32)
     tokens = torch.randint(0, config.vocab_size, (211,), generator=torch.Generator().manual_seed(0))
     sequences = (Sequence("long", (Call(tokens, 0, 211, torch.arange(211)),)),)

@@ -64,8 +64,8 @@ _n_threads: int | None = None  # of products, where torch has one alone
 
 @contextmanager
 def one_thread_but_for_products() -> Iterator[None]:
-    """torch gives each thread a part of a tensor, and computes what is left of a vector's width at its end otherwise:
-    exponentials have other bits there, and with another number of threads in other places.
+    """torch gives each thread a part of a tensor, and what is left of a vector's width at its end another formula: SiLU
+    has other bits there, and with another number of threads in other places (findings/torch_silu_follows_threads.sh).
     """
     global _n_threads
     before, n = _n_threads, torch.get_num_threads()
