@@ -63,7 +63,7 @@ NOT_RUN = {
     ".venv/bin/python -m pipeline run recipe=int4_xnnpack targets=[host,arm64] output=artifacts/new": "test_arm.py",
     (
         "build/runner-x86_64/dreamedge-run artifact=artifacts/dream_sudoku-int4_xnnpack"
-        " prompt=$'1003\\n0300\\n4000\\n0041\\n' threshold=0.9"
+        " prompt=$'1003\\n0300\\n4000\\n0041' threshold=0.9"
     ): "test_runner_generation.py",
     "python -m scripts.faults catch docs/faults.json": "takes 45 minutes",
     "python -m scripts.faults alarms docs/alarms.json": "takes two hours",
