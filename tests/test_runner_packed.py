@@ -145,7 +145,7 @@ def test_damaged_programs_are_refused_or_read(build: Build, check: Path, tmp_pat
     whole = pte.read_bytes()
     delegate = whole.index(b"XH00")
     paths = [pte]
-    for seed in range(120):
+    for seed in range(80):
         content = bytearray(damage(whole, "model.pte", seed))
         if seed % 2:  # where the reader looks: the program's tables, and a delegate's
             content = bytearray(whole)
