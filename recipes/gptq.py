@@ -6,14 +6,12 @@ outputs, N inputs, g inputs that share a scale.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from recipes.threads import one_thread_each
 
 DAMPING = 0.01  # of the mean diagonal, added to it
 BLOCK = 128  # columns after which what was lost reaches the rest of the matrix
@@ -38,19 +36,13 @@ def inputs_by_layer(hessians: dict[str, list[Tensor]]) -> dict[str, LayerInputs]
     """hessians: float32, by layer the sums of x x^T over calibration inputs, one for each of `hessian_blocks`. They are
     taken out of it: what is kept of them is as large.
     """
-    importance = {name: torch.cat([hessian.diagonal() for hessian in parts]) for name, parts in hessians.items()}
-    n_parts = {name: len(parts) for name, parts in hessians.items()}
-    waiting = [parts.pop(0) for parts in hessians.values() for _ in range(len(parts))]
-    order = sorted(range(len(waiting)), key=lambda i: -len(waiting[i]))  # so that all threads end together
-
-    def factor(i: int) -> Tensor:
-        hessian_NN, waiting[i] = waiting[i], torch.empty(0)
-        return inverse_factor(hessian_NN)
-
+    importance = {name: torch.cat([one.diagonal() for one in found]) for name, found in hessians.items()}
+    waiting = {(name, i): found.pop(0) for name, found in hessians.items() for i in range(len(found))}
+    parts = list(waiting)
+    order = sorted(parts, key=lambda part: -len(waiting[part]))  # so that all threads end together
     with one_thread_each() as workers:
-        made = dict(zip(order, workers(factor, order), strict=True))
-    factors = iter(made[i] for i in range(len(waiting)))
-    return {name: LayerInputs(importance[name], [next(factors) for _ in range(n)]) for name, n in n_parts.items()}
+        made = dict(zip(order, workers(lambda part: inverse_factor(waiting.pop(part)), order), strict=True))
+    return {name: LayerInputs(known, [made[p] for p in parts if p[0] == name]) for name, known in importance.items()}
 
 
 def gptq(
@@ -169,15 +161,3 @@ def hessian_blocks(n_inputs: int, group_size: int | None) -> list[slice]:
     g = group_size or 1
     width = -(-n_inputs // -(-n_inputs // WIDEST) // g) * g
     return [slice(start, min(n_inputs, start + width)) for start in range(0, n_inputs, width)]
-
-
-@contextmanager
-def one_thread_each() -> Iterator[Callable[..., Iterator[Any]]]:
-    """Maps a function over parts of the work, by as many threads as torch has: no number of them changes a bit."""
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as threads:
-            yield threads.map
-    finally:
-        torch.set_num_threads(n)

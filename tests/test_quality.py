@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipeline.load import load
 from recipes.gptq import LayerInputs, add_squares, gptq, hessian_blocks, inputs_by_layer, inverse_factor
 from recipes.options import LinearQuant
 from recipes.quantization import QuantizationError, check_sizes, quant_of
+from recipes.threads import one_thread_each
 from runtime.artifact import REFERENCE_FILE, read_manifest
 from runtime.errors import UsageError
 from runtime.tokenizer import load_tokenizer
@@ -281,6 +283,17 @@ def test_squares_are_summed_alike_by_any_number_of_threads() -> None:
     assert torch.equal(*found)
     assert torch.equal(found[0], found[0].T)
     torch.testing.assert_close(found[0].double(), 1 + x_KN.double().T @ x_KN.double(), rtol=1e-5, atol=1e-3)
+
+
+def test_a_map_inside_another_has_as_many_threads() -> None:
+    """Squares are summed while a layer runs, in which torch has one."""
+    threads, together = torch.get_num_threads(), threading.Barrier(3, timeout=10)
+    torch.set_num_threads(3)
+    with one_thread_each(), one_thread_each() as workers:
+        assert torch.get_num_threads() == 1
+        list(workers(lambda _: together.wait(), range(3)))
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(threads)
 
 
 def test_inputs_that_are_never_there_and_wide_layers() -> None:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from model import DreamEdgeConfig
 from model.dream import DecoderLayer, RMSNorm, apply_rope, attend, rope_cos_sin
 from recipes.stored import Weights
+from recipes.threads import one_thread_each
 from validation.activations import ActivationQuantization, quantized_activations, quantizes_activations
 from validation.output_layer import Multiply, Take, run_head
-from validation.products import one_thread_but_for_products, product, product_in_halves
+from validation.products import product, product_in_halves
 from validation.progress import Report, silent, within
 from validation.reference import Sequence
 from validation.ties import TieMargins
@@ -112,12 +113,12 @@ def run_layers(
         name = f"layers.{i}"
         floats = _floats_of_layer(config, weights, name, dtype)
         layer = _layer(config, weights, name, floats, ties, watch, multiply)
-        with one_thread_but_for_products():
+        with one_thread_each():
             x_1ND, k_1NGd, v_1NGd = _through(layer, rotate, sequences, x_1ND)
         if twin is not None and twin.x_1ND is not None:
             wide = {path: nn.Parameter(part.float(), requires_grad=False) for path, part in floats.items()}
             layer = _layer(config, weights, name, wide, None, None, product_in_halves)
-            with one_thread_but_for_products():
+            with one_thread_each():
                 twin.x_1ND, *_ = _through(layer, rotate_twin, twin.sequences, twin.x_1ND)
             del wide
         del layer, floats  # before the next one takes as much

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from model.dream import RMSNorm
 from recipes.stored import Weights
+from recipes.threads import one_thread_each
 from validation.activations import ACTIVATIONS, quantized_activations, quantizes_activations
-from validation.products import one_thread_but_for_products, product
+from validation.products import product
 from validation.progress import Report, silent
 from validation.reference import Sequence
 from validation.ties import TieMargins
@@ -82,6 +83,6 @@ def _take_logits(
         weights.release("lm_head.")
         weights.release("embed_tokens.")  # of a tied model
         at += R
-        with one_thread_but_for_products():
+        with one_thread_each():
             for (i, j, _), logits_KV in zip(batch, logits_RV.split([K for *_, K in batch]), strict=True):
                 take(i, j, logits_KV)

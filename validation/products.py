@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -12,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
+
+from recipes.threads import one_thread_each
 
 SLICE = 512  # rows of a weight that one thread multiplies with at once
 
@@ -53,29 +53,8 @@ def _by_slices(M: int, fill: Callable[[slice], None]) -> None:
     if len(slices) == 1:  # threads would take longer to begin
         fill(slices[0])
         return
-    with ThreadPoolExecutor(
-        _n_threads or torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
-    ) as t:
-        list(t.map(fill, slices))
-
-
-_n_threads: int | None = None  # of products, where torch has one alone
-
-
-@contextmanager
-def one_thread_but_for_products() -> Iterator[None]:
-    """torch gives each thread a part of a tensor, and what is left of a vector's width at its end another formula: SiLU
-    has other bits there, and with another number of threads in other places (findings/torch_silu_follows_threads.sh).
-    """
-    global _n_threads
-    before, n = _n_threads, torch.get_num_threads()
-    _n_threads = before or n
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        _n_threads = before
-        torch.set_num_threads(n)
+    with one_thread_each() as workers:
+        list(workers(fill, slices))
 
 
 @cache
