@@ -13,7 +13,6 @@ from pipeline.quantize import Quantized
 from recipes.options import Fold, Recipe
 from recipes.stored import Weights
 from runtime.errors import BadArtifactError, RecipeError
-from runtime.processor import native_float16
 from runtime.program import ProgramError
 from validation.expected_format import expected_format
 from validation.judge import Validated, bounds_of, measure
@@ -74,8 +73,9 @@ def validate(
     if floored is not reference:
         save_reference(floored, reference_file)
         measured = measured.judged_by(floored, bounds)
-    here = quantized.recipe.bounds.on(native_float16())
-    figures = name_wrong_layer(list(measured.figures), lowered.pte, quantized.weights, reference, here, report)
+    figures = name_wrong_layer(
+        list(measured.figures), lowered.pte, quantized.weights, reference, quantized.recipe.bounds, report
+    )
     solved = None
     if task is not None and measured.replay.answers is not None:
         program = _share(loaded, task_config, task, measured.replay.answers)

@@ -15,7 +15,6 @@ namespace {
 
 // Numbers of fields, types and places are those of executorch's schema/program.fbs, and of schema.fbs and XNNHeader in
 // its backends/xnnpack/serialization.
-constexpr std::string_view BACKEND = "XnnpackBackend";
 constexpr int8_t SEGMENT = 1;                                // of DataLocation
 constexpr uint8_t FULLY_CONNECTED = 2, QUANTIZED = 2;        // of XNodeUnion and XValueUnion
 constexpr unsigned PLANS = 1, SEGMENTS = 4, NAMED_DATA = 7;  // of Program
@@ -44,6 +43,20 @@ struct Value {
     std::optional<Table> quantized;
 };
 
+struct Segments {
+    explicit Segments(std::string_view program)
+        : program(program), tables(Table::root(program, 0).tables(SEGMENTS)), base(number_at<uint64_t>(program, 24)) {}
+
+    std::string_view at(uint32_t index) const {
+        if (index >= tables.size()) throw std::invalid_argument("a segment that is not there");
+        return piece(program, base + tables[index].number<uint64_t>(0), tables[index].number<uint64_t>(1));
+    }
+
+    std::string_view program;
+    std::vector<Table> tables;
+    uint64_t base;
+};
+
 using Key = std::vector<std::string>;
 
 std::map<std::string_view, uint32_t> named_data(std::string_view program) {
@@ -70,22 +83,17 @@ Delegate delegate_of(std::string_view bytes, const std::map<std::string_view, ui
 }
 
 std::vector<Delegate> delegates(std::string_view program) {
-    const Table root = Table::root(program, 0);
     const auto names = named_data(program);
-    const auto segments = root.tables(SEGMENTS);
-    const auto base = number_at<uint64_t>(program, 24);
+    const Segments segments(program);
     std::vector<Delegate> found;
-    for (const Table& plan : root.tables(PLANS)) {
+    for (const Table& plan : Table::root(program, 0).tables(PLANS)) {
         for (const Table& delegate : plan.tables(7)) {
             if (delegate.text(0) != BACKEND) continue;
             const auto processed = delegate.table(1);
-            const bool is_there = processed && processed->number<int8_t>(0) == SEGMENT &&
-                                  processed->number<uint32_t>(1) < segments.size();
-            if (!is_there) throw std::invalid_argument("a delegate in no segment");
-            const Table& segment = segments[processed->number<uint32_t>(1)];
-            const std::string_view bytes =
-                piece(program, base + segment.number<uint64_t>(0), segment.number<uint64_t>(1));
-            found.push_back(delegate_of(bytes, names));
+            if (!processed || processed->number<int8_t>(0) != SEGMENT) {
+                throw std::invalid_argument("a delegate in no segment");
+            }
+            found.push_back(delegate_of(segments.at(processed->number<uint32_t>(1)), names));
         }
     }
     return found;
@@ -177,16 +185,12 @@ std::string why_not_kept(std::string_view program) {
 }
 
 std::string changed_constant(std::string_view program) {
-    const auto segments = Table::root(program, 0).tables(SEGMENTS);
-    const auto base = number_at<uint64_t>(program, 24);
+    const Segments segments(program);
     std::map<uint32_t, std::string> digests;
     for (const auto& [name, index] : named_data(program)) {
-        if (index >= segments.size()) throw std::invalid_argument("a constant in no segment");
-        const Table& segment = segments[index];
         std::string& digest = digests[index];
         if (digest.empty()) {
-            const std::string_view bytes =
-                piece(program, base + segment.number<uint64_t>(0), segment.number<uint64_t>(1));
+            const std::string_view bytes = segments.at(index);
             Sha256 sha256;
             sha256.update(bytes.data(), bytes.size());
             digest = sha256.hex();

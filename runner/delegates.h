@@ -7,6 +7,8 @@
 
 namespace dreamedge {
 
+constexpr const char* BACKEND = "XnnpackBackend";
+
 // Why packed weights of the program cannot be kept: the runtime finds them by the names of weights and bias alone, and
 // would take one matrix for another with the same numbers and other scales. Empty where they can.
 //

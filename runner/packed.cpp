@@ -117,7 +117,7 @@ Packed::Packed(const std::filesystem::path& program, const std::filesystem::path
     }
     options_.set_option("packed_cache_path", written_.c_str());
     options_.set_option("weight_cache_enabled", true);
-    by_backend_.set_options("XnnpackBackend", options_.view());
+    by_backend_.set_options(BACKEND, options_.view());
 }
 
 void Packed::keep() {

@@ -14,8 +14,8 @@
 
 namespace dreamedge {
 
-// For its caches, activations and logits. Its pages are zeros, and not there
-// before they are written: most programs are asked for less than the longest call.
+// For its caches, activations and logits. Its pages are zeros, and not there before they are written: most programs are
+// asked for less than the longest call.
 class Planned {
   public:
     // Throws `Error`: Exit::resource, or Exit::artifact for a plan that is none.

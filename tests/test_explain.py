@@ -24,6 +24,7 @@ from pipeline.quantize import quantize
 from recipes.options import Backend
 from recipes.stored import Weights, in_memory
 from runtime.artifact import MANIFEST_FILE, REFERENCE_FILE
+from runtime.processor import native_float16
 from runtime.program import MODEL_FILE
 from tests.checkpoints import BUNDLED, GOLDEN, ROOT, Build
 from tests.resealing import reseal
@@ -100,7 +101,7 @@ def test_a_right_program_raises_no_alarm(made: Callable[[str, str], Made], check
     assert (located.layer, located.message) == (None, "")
     config = case.weights.model.config
     assert len(located.layers) == config.num_hidden_layers
-    exact = load_recipe(recipe).bounds.fidelity_exact_db
+    exact = load_recipe(recipe).bounds.on(native_float16()).fidelity_exact_db
     assert located.embedding_db >= exact
     for layer in located.layers:
         assert layer.is_exact

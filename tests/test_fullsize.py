@@ -32,8 +32,8 @@ TALL = DreamEdgeConfig(
     max_position_embeddings=4096,
 )
 VOCABULARY = TALL.vocab_size * TALL.hidden_size
-# What executorch's graphs of 14 layers take (measured: 340 MiB), and a quarter of a copy of all integers.
-LOWERING = 365 * MIB
+# What executorch's graphs of 14 layers take: measured, three times, 340 and 341 MiB.
+LOWERING = 350 * MIB
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from recipes.bounds import Bounds
 from recipes.stored import Weights
+from runtime.processor import native_float16
 from runtime.program import ProgramError
 from validation.eager import embed, keys_and_values, n_tokens, run_layers
 from validation.figures import TIE_MARGIN, Figure, sqnr_db
@@ -74,11 +75,13 @@ def find_wrong_layers(
 ) -> WrongLayers:
     """Run the short ones of `sequences` through a program, and hold its layers against the weights it was made of.
 
+    bounds: of the recipe; those of this processor are taken.
+
     Raises `TraceError`, a `ProgramError`, for a program that has other layers than the model or crashes.
     """
     report(f"{pte.name}, each layer recorded")
     traced = trace(pte, tuple(sequence for sequence in sequences if sequence.name.startswith(SHORT)))
-    return compare_layers(traced, weights, bounds, report)
+    return compare_layers(traced, weights, bounds.on(native_float16()), report)
 
 
 def compare_layers(traced: Trace, weights: Weights, bounds: Bounds, report: Report = silent) -> WrongLayers:

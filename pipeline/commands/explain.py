@@ -23,7 +23,6 @@ from report.plots import costliest, noise_plots
 from report.terminal import table
 from runtime.artifact import REFERENCE_FILE, ArtifactError, read_manifest
 from runtime.errors import BadArtifactError, InputError, OutputError, UsageError, ValidationError
-from runtime.processor import native_float16
 from runtime.program import MODEL_FILE, ProgramError
 from validation.figures import IDENTICAL_DB
 from validation.quantization_noise import KINDS, ModelNoise, quantization_noise
@@ -67,8 +66,7 @@ def explain_artifact(config: ExplainConfig, display: Display) -> Explained:
             sequences = load_reference(artifact / REFERENCE_FILE).sequences
             floats, weights = quantized.floats or Weights(loaded.model, {}), quantized.weights
             noise = quantization_noise(floats, weights, sequences, report)
-            bounds = recipe.bounds.on(native_float16())
-            program = find_wrong_layers(artifact / MODEL_FILE, weights, sequences, bounds, report)
+            program = find_wrong_layers(artifact / MODEL_FILE, weights, sequences, recipe.bounds, report)
     except (ArtifactError, ProgramError, ReferenceError) as error:
         raise BadArtifactError(str(error)) from error
     except OSError as error:

@@ -18,7 +18,6 @@ from recipes.static_program import StaticProgram, export_program, metadata
 from recipes.stored import Weights, in_memory
 from runtime.artifact import REFERENCE_FILE, ArtifactError, read_manifest
 from runtime.errors import BadArtifactError
-from runtime.processor import native_float16
 from runtime.program import MODEL_FILE, ProgramError
 from tests.resealing import reseal
 from validation.arm import figures_of, replay_on_cores
@@ -105,8 +104,7 @@ def judge_program(right: Right, pte: Path) -> Verdict:
         measured = measure(pte, right.artifact / REFERENCE_FILE, right.reference, bounds, expected)
     except ProgramError as error:
         return Verdict((RUNTIME,), str(error))
-    here = right.recipe.bounds.on(native_float16())
-    figures = name_wrong_layer(measured.figures, pte, right.weights, right.reference, here)
+    figures = name_wrong_layer(measured.figures, pte, right.weights, right.reference, right.recipe.bounds)
     figures.append(same_export(right.artifact / MODEL_FILE, pte))
     return verdict_on(figures)
 
