@@ -2,7 +2,7 @@
 
     python -m scripts.fullsize WORKDIR OUTPUT.json [--shape conf/shape/dream_7b.yaml]
 
-It takes an hour, or hours without AVX-512, and 60 GB of disk for Dream-7B's shape. Each measurement is a process of
+It takes two hours, or more without AVX-512, and 60 GB of disk for Dream-7B's shape. Each measurement is a process of
 its own; each road runs under a hard limit of memory where the machine lets a control group be made. What was made is
 removed as it goes.
 """
@@ -27,7 +27,7 @@ import psutil
 from rich.console import Console
 
 from model import DreamEdgeConfig
-from pipeline.config import ROOT, load_recipe
+from pipeline.config import ASSETS, ROOT, load_recipe
 from pipeline.display import Display
 from pipeline.estimate import of_sizes
 from pipeline.export import export, lengths
@@ -38,9 +38,10 @@ from pipeline.schema import ExportConfig
 from report.files import write_json
 from runtime.artifact import SCHEMA_VERSION
 from runtime.processor import machine
-from scripts.make_checkpoint import read_shape, write_checkpoint
+from scripts.make_checkpoint import copy_tokenizer, read_shape, with_ids_of, write_checkpoint
 
 MAX_SEQ_LEN = 2048
+TOKENIZER = ASSETS / "dream_english"  # so that text is read, as with a real checkpoint
 LIMIT = 12 * 2**30
 RECIPES = ("int4_fast_xnnpack", "int8_xnnpack", "fp16_xnnpack")
 TIMED = RECIPES[:2]
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("workdir", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--shape", type=Path, default=ROOT / "conf" / "shape" / "dream_7b.yaml")
+    parser.add_argument("--main-job", action="store_true", help="only `run recipe=int4_xnnpack`, whole")
     parser.add_argument("--road", nargs=2, metavar=("CHECKPOINT", "RECIPE"), help="only load to lower, in this process")
     args = parser.parse_args()
     args.workdir.mkdir(parents=True, exist_ok=True)
@@ -81,6 +83,8 @@ def main() -> None:
     note("make_checkpoint", {"seconds": made(config, checkpoint)})
     artifact = args.workdir / "artifact"
     note("main_job", main_job(checkpoint, artifact, args.workdir))
+    if args.main_job:
+        return
     note("bench", bench(artifact, args.workdir))
     note("packed", packed(artifact, args.workdir))
     note("llama_cpp", {"int4_xnnpack": against_llama(artifact, args.workdir)})
@@ -116,7 +120,8 @@ def growth_shapes(config: DreamEdgeConfig) -> dict[str, DreamEdgeConfig]:
 def made(config: DreamEdgeConfig, checkpoint: Path) -> float:
     shutil.rmtree(checkpoint, ignore_errors=True)
     started = time.time()
-    write_checkpoint(config, checkpoint, seed=0)
+    write_checkpoint(with_ids_of(config, TOKENIZER), checkpoint, seed=0)
+    copy_tokenizer(TOKENIZER, checkpoint)
     return time.time() - started
 
 

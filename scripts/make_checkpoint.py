@@ -1,8 +1,8 @@
 """Write a random Dream checkpoint of any shape, in Hugging Face layout: bfloat16 in shards, the same for the same seed.
 
-    python scripts/make_checkpoint.py conf/shape/dream_0_5b.yaml /tmp/dream_0_5b
+    python scripts/make_checkpoint.py conf/shape/dream_0_5b.yaml /tmp/dream_0_5b --tokenizer assets/dream_english
 
-One shard at a time is in memory, and float32 of a slice of one tensor.
+With a tokenizer it reads text as a real one does, so that calibration and validation of this size are the real ones. One shard at a time is in memory, and float32 of a slice of one tensor.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -23,9 +24,10 @@ from torch import Tensor
 
 from model import ConfigError, DreamEdge, DreamEdgeConfig
 from model.checkpoint import hf_name
-from model.checkpoint_files import INDEX
+from model.checkpoint_files import INDEX, read_config
 
 SHARD_BYTES = 2 * 1024**3
+IDS = ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id")
 SLICE = 2**22  # numbers that are drawn at once
 
 Shapes = dict[str, tuple[int, ...]]
@@ -36,9 +38,15 @@ def main() -> None:
     parser.add_argument("shape", type=Path, help="YAML of the sizes, see conf/shape/")
     parser.add_argument("output", type=Path, help="folder of the checkpoint; must not exist or be empty")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokenizer", type=Path, help="a checkpoint whose tokenizer is taken, and its ids")
     args = parser.parse_args()
     try:
-        write_checkpoint(read_shape(args.shape), args.output, args.seed)
+        config = read_shape(args.shape)
+        if args.tokenizer:
+            config = with_ids_of(config, args.tokenizer)
+        write_checkpoint(config, args.output, args.seed)
+        if args.tokenizer:
+            copy_tokenizer(args.tokenizer, args.output)
     except (ConfigError, OSError) as error:
         sys.exit(f"make_checkpoint: {error}")
 
@@ -61,6 +69,17 @@ def read_shape(file: Path) -> DreamEdgeConfig:
         return DreamEdgeConfig(**{str(key): value for key, value in content.items()})
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
+
+
+def with_ids_of(config: DreamEdgeConfig, checkpoint: Path) -> DreamEdgeConfig:
+    """Raises `ConfigError` where the vocabulary is too small for them."""
+    other = read_config(checkpoint)
+    return replace(config, **{key: getattr(other, key) for key in IDS})
+
+
+def copy_tokenizer(checkpoint: Path, output: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(checkpoint / name, output / name)
 
 
 def write_checkpoint(config: DreamEdgeConfig, output: Path, seed: int, shard_bytes: int = SHARD_BYTES) -> None:
