@@ -2,7 +2,8 @@
 
     python scripts/make_checkpoint.py conf/shape/dream_0_5b.yaml /tmp/dream_0_5b --tokenizer assets/dream_english
 
-With a tokenizer it reads text as a real one does, so that calibration and validation of this size are the real ones. One shard at a time is in memory, and float32 of a slice of one tensor.
+With a tokenizer it reads text as a real one does, so that calibration and validation of this size are the real ones.
+One shard at a time is in memory, and float32 of a slice of one tensor.
 """
 
 from __future__ import annotations

@@ -54,17 +54,23 @@ def test_nothing_is_raised_without_a_fault(build: Build, tmp_path: Path) -> None
 
 
 def test_the_page_shows_what_was_measured() -> None:
-    found = json.loads((ROOT / "docs" / "faults.json").read_text())["faults"]
+    caught = json.loads((ROOT / "docs" / "faults.json").read_text())
+    found = caught["golden"]
     runs = json.loads((ROOT / "docs" / "alarms.json").read_text())["runs"]
     page = (ROOT / "docs" / "faults.md").read_text()
     assert list(found) == [fault.name for fault in FAULTS]
     assert [fault.name for fault in FAULTS if not is_caught(fault, found[fault.name])] == []
+    for on in ("text", "outliers"):
+        assert list(caught[on]) == [fault.name for fault in FAULTS if fault.group != "file"]
+        tried = [fault for fault in FAULTS if fault.name in caught[on]]
+        assert [fault.name for fault in tried if not is_caught(fault, caught[on][fault.name])] == []
     assert {run["recipe"] for run in runs} == set(RECIPES)
     assert len(runs) == len({run["seed"] for run in runs}) * len(RECIPES) >= 200
     assert len({run["checkpoint"] for run in runs}) > 10
     assert len({json.dumps(run["eager"]) for run in runs}) == 3  # of this processor, and of two older ones
     assert not any(run["exit_code"] for run in runs)
-    assert rates(found, runs) in page
+    assert sum("loss" in run["figures"] for run in runs) > 60
+    assert rates(caught, runs) in page
     assert faults_table(found) in page
     says = [line.removeprefix("> ") for line in page.splitlines() if line.startswith("> ")]
     assert says
