@@ -165,6 +165,13 @@ class DecodingConfig:
     threshold: float | None = None
     seed: int | None = None
     stop_at_eos: bool = True
+    alpha: float | None = None
+    relaxed_threshold: float | None = None
+    radius: int = 4
+    kl_threshold: float | None = None
+    gamma: float | None = None
+    entropy_threshold: float | None = None
+    suffix_window: int | None = None
 
 
 def decoding_options(config: DecodingConfig, cache: Cache) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from runtime.accept import Steadiness, near_anchors, sliding, within_entropy_bound
 from runtime.options import (
     Forward,
     Network,
@@ -28,7 +29,7 @@ from runtime.options import (
     checked_tokens,
     prompt_rows,
 )
-from runtime.sample import OWN, most_confident, sample
+from runtime.sample import OWN, OWN_ENTROPY, entropy, most_confident, own_distributions, sample
 
 # (step, tokens int64 [B, L]): may change them in place, or return others.
 OnStep = Callable[[int, Tensor], Tensor | None]
@@ -80,6 +81,13 @@ def generate(
     threshold: float | None = None,
     seed: int | None = None,
     stop_at_eos: bool = False,
+    alpha: float | None = None,
+    relaxed_threshold: float | None = None,
+    radius: int = 4,
+    kl_threshold: float | None = None,
+    gamma: float | None = None,
+    entropy_threshold: float | None = None,
+    suffix_window: int | None = None,
     on_step: OnStep | None = None,
     on_logits: OnLogits | None = None,
 ) -> Generation:
@@ -98,6 +106,9 @@ def generate(
         `alg` is. It is the network's own probability, before temperature, top_p and top_k.
         `steps`, if given, then says how many a step may write: without blocks masks / steps, and those that earlier
         steps did not use; in blocks all.
+    alpha, relaxed_threshold with radius, kl_threshold: other rules beside a threshold; gamma, entropy_threshold: rules
+    in its place (`runtime/accept.py`). With one of these the call that opens a block writes by the rule, too.
+    suffix_window: of the masks behind a block so many positions are seen, and computed when it opens.
     seed: of all that is random; None takes torch's own generator.
     stop_at_eos: cut each answer at its first end-of-sequence token, and end as soon as all before it is written.
 
@@ -107,10 +118,28 @@ def generate(
     started = time.perf_counter()
     if block_length is None and cache is not None:
         block_length = network.block_length
-    if block_length is not None and threshold is not None:
-        steps = None
-    options = Options(alg, temperature, top_p, top_k, alg_temp, eps, block_length, cache, threshold, stop_at_eos)
+    options = Options(
+        alg=alg,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        alg_temp=alg_temp,
+        eps=eps,
+        block_length=block_length,
+        cache=cache,
+        threshold=threshold,
+        stop_at_eos=stop_at_eos,
+        alpha=alpha,
+        relaxed_threshold=relaxed_threshold,
+        radius=radius,
+        kl_threshold=kl_threshold,
+        gamma=gamma,
+        entropy_threshold=entropy_threshold,
+        suffix_window=suffix_window,
+    )
     options.check()
+    if block_length is not None and options.goes_by_certainty:
+        steps = None
     check_whole(max_new_tokens=max_new_tokens, steps=steps, seed=seed)
     prompts = prompt_rows(prompt_ids)
     check_prompts(network, prompts, max_new_tokens)
@@ -129,6 +158,15 @@ def generate(
     return run.generation(time.perf_counter() - started)
 
 
+@dataclass(frozen=True)
+class Window:
+    """Columns first .. stop-1 are computed, and see those before `seen`."""
+
+    first: int
+    stop: int
+    seen: int
+
+
 @dataclass
 class _Run:
     """The tokens as they are filled in. Columns are those of the padded rows."""
@@ -143,6 +181,7 @@ class _Run:
     on_logits: OnLogits | None
     forward_calls: int = 0
     positions: int = 0
+    seen: dict[int, Steadiness] = field(default_factory=dict)  # by row, of the block that is being filled
     histories: list[list[Tensor]] = field(init=False)
     begin: int = field(init=False)  # the column where the answers begin
 
@@ -168,47 +207,52 @@ class _Run:
         return [(start, end, n, most) for (start, end), n in zip(blocks, n_steps, strict=True)]
 
     def fill(self, forward: Forward, rows: list[int], start: int, end: int, n_steps: int, most_a_step: int) -> None:
-        """Fill the masks of columns start .. end-1 in `n_steps` steps, or in as many as the threshold takes.
+        """Fill the masks of columns start .. end-1 in `n_steps` steps, or in as many as the rule takes.
 
         In blocks, the first step computes the whole row, which is what the caches start from. If there are more
-        steps, it writes nothing but the block's first token (Fast-dLLM).
+        steps, it writes nothing but the block's first token (Fast-dLLM), or what the rule accepts.
         """
         options, in_blocks = self.options, self.options.block_length is not None
-        if options.threshold is not None:
+        by_rule = options.goes_by_certainty
+        opens_alone = in_blocks and not options.writes_at_once
+        if by_rule:
             # Each step writes a token at least: so many are enough whatever the network says.
-            n_steps = in_blocks + max(1, *(len(self._masked(row, start, end)) for row in rows))
+            n_steps = opens_alone + max(1, *(len(self._masked(row, start, end)) for row in rows))
         times = torch.linspace(1, options.eps, n_steps + 1)
-        unused = dict.fromkeys(rows, 0)  # tokens that the threshold kept earlier steps from writing
+        unused = dict.fromkeys(rows, 0)  # tokens that the rule kept earlier steps from writing
+        self.seen = {row: Steadiness() for row in rows}
         for i in range(n_steps):
             if options.stop_at_eos and not any(len(self._masked(row)) for row in rows):
                 return
             is_last = i == n_steps - 1
-            opens = in_blocks and i == 0 and not is_last
+            opens = opens_alone and i == 0 and not is_last
             chosen = [self._masked(row, start, start + 1 if opens else end) for row in rows]
-            writes_all = is_last or opens or options.threshold is not None
+            writes_all = is_last or opens or by_rule
             share = torch.ones(()) if writes_all else 1 - times[i + 1] / times[i]
             if options.alg == "origin" and not opens:
                 chosen, share = self._drawn(chosen, share), torch.ones(())
             for row, columns_M in zip(rows, chosen, strict=True):
                 n = int(len(columns_M) * share)
-                threshold = None if is_last else options.threshold
-                if threshold is not None:
+                goes_by_rule = by_rule and not is_last
+                if goes_by_rule:
                     unused[row] += most_a_step
                     n = min(n, unused[row])
                 window = self._window(row, start, end, is_whole=i == 0)
+                block = end - start if goes_by_rule else None
                 fills_cache = options.cache is not None and i == 0
-                unused[row] -= self._write(forward, row, columns_M, n, threshold, window, fills_cache)
+                unused[row] -= self._write(forward, row, columns_M, n, block, window, fills_cache)
             self._after_step(rows)
             is_full = not any(len(self._masked(row, start, end)) for row in rows)
-            if options.threshold is not None and i >= in_blocks and is_full:
+            if by_rule and i >= opens_alone and is_full:
                 return
 
-    def _window(self, row: int, start: int, end: int, is_whole: bool) -> tuple[int, int]:
-        """The columns that a step computes; what the cache knows of the others stands."""
+    def _window(self, row: int, start: int, end: int, is_whole: bool) -> Window:
+        """What the cache knows of columns that are not computed stands."""
+        beyond = self.options.suffix_window
+        seen = self.tokens_BL.shape[1] if beyond is None else min(end + beyond, self.tokens_BL.shape[1])
         if is_whole or self.options.cache is None:
-            return self.lefts[row], self.tokens_BL.shape[1]
-        start = max(start, self.lefts[row])
-        return start, end if self.options.cache == "dual" else self.tokens_BL.shape[1]
+            return Window(self.lefts[row], seen, seen)
+        return Window(max(start, self.lefts[row]), end if self.options.cache == "dual" else seen, seen)
 
     def _write(
         self,
@@ -216,45 +260,67 @@ class _Run:
         row: int,
         columns_M: Tensor,
         n: int,
-        threshold: float | None,
-        window: tuple[int, int],
+        block: int | None,
+        window: Window,
         fills_cache: bool,
     ) -> int:
-        """Write the n most confident of these masks, with a threshold only those above it and the best; how many."""
+        """Write the n most confident of these masks, or what the rule accepts of them; how many.
+
+        block: the positions of the block, where a rule decides.
+        """
         options, left = self.options, self.lefts[row]
         if n == 0 and not fills_cache:
             return 0
         # Logits are read shifted: a token comes from the row before it, the first from its own.
         sources_M = (columns_M - 1).clamp_min(left) if n else torch.tensor([left])
-        first = min(window[0], int(sources_M.min()))
-        logits_MV = self._forward(forward, row, first, window[1], sources_M - first)
+        window = replace(window, first=min(window.first, int(sources_M.min())))
+        logits_MV = self._forward(forward, row, window, sources_M)
         if n == 0:
             return 0
         if self.on_logits is not None:
             step, tokens_L = len(self.histories[row]) - 1, self.tokens_BL[row, left:]
             changed = self.on_logits(step, tokens_L, columns_M - left, logits_MV)
             logits_MV = logits_MV if changed is None else checked_logits(changed, logits_MV)
-        alg = options.alg if threshold is None else OWN
+        alg = options.alg if block is None else OWN if options.entropy_threshold is None else OWN_ENTROPY
         tokens_M, confidence_M = sample(
             logits_MV, self.network.mask_id, alg, options.temperature, options.top_p, options.top_k, self.generator
         )
         best_n = most_confident(confidence_M, n, options.alg_temp, self.generator)
-        if threshold is not None:
-            is_sure = confidence_M[best_n] >= threshold
-            is_sure[0] = True
-            best_n = best_n[is_sure]
+        if block is not None:
+            is_accepted_M = self._accepted(row, columns_M, confidence_M, logits_MV, block)
+            is_accepted_M[best_n[0]] = True
+            best_n = best_n[is_accepted_M[best_n]]
         self.tokens_BL[row, columns_M[best_n]] = tokens_M[best_n]
         if options.stop_at_eos:
             self._cut(row)
         return len(best_n)
 
-    def _forward(self, forward: Forward, row: int, first: int, stop: int, rows_M: Tensor) -> Tensor:
-        """Raw logits [M, V] of these rows of the call; several calls if it may not ask for so many at once."""
-        left, length = self.lefts[row], self.tokens_BL.shape[1]
-        tokens_T = self.tokens_BL[row, first:stop]
+    def _accepted(self, row: int, columns_M: Tensor, sure_M: Tensor, logits_MV: Tensor, block: int) -> Tensor:
+        """bool [M]. sure_M: the network's own probability of the token, or its negative entropy for a rule of that."""
+        options = self.options
+        if options.entropy_threshold is not None:
+            return -sure_M <= options.entropy_threshold
+        if options.gamma is not None:
+            return within_entropy_bound(
+                sure_M, entropy(*own_distributions(logits_MV, self.network.mask_id)), options.gamma
+            )
+        assert options.threshold is not None
+        if options.alpha is not None:
+            return sure_M >= sliding(options.threshold, options.alpha, len(columns_M) / block)
+        if options.relaxed_threshold is not None:
+            return near_anchors(columns_M, sure_M, options.threshold, options.relaxed_threshold, options.radius)
+        if options.kl_threshold is not None:
+            _, probs_MV = own_distributions(logits_MV, self.network.mask_id)
+            return self.seen[row].see(columns_M, probs_MV, options.kl_threshold) & (sure_M >= options.threshold)
+        return sure_M >= options.threshold
+
+    def _forward(self, forward: Forward, row: int, window: Window, sources_M: Tensor) -> Tensor:
+        """Raw logits [M, V] of these columns; several calls if one may not ask for so many at once."""
+        left, tokens_T = self.lefts[row], self.tokens_BL[row, window.first : window.stop]
         logits = []
-        for rows_K in rows_M.split(self.network.max_rows):
-            logits.append(forward(tokens_T, first - left, length - left, rows_K)[0])
+        for sources_K in sources_M.split(self.network.max_rows):
+            rows_K = sources_K - window.first
+            logits.append(forward(tokens_T, window.first - left, window.seen - left, rows_K)[0])
             self.forward_calls += 1
             self.positions += len(tokens_T)
         return torch.cat(logits) if len(logits) > 1 else logits[0]

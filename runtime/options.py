@@ -22,6 +22,9 @@ Prompts = Tensor | Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor]
 
 CACHES = ("prefix", "dual")
 
+# Which positions a step writes, besides the plain threshold: whether the rule goes with one.
+RULES = {"alpha": True, "relaxed_threshold": True, "kl_threshold": True, "gamma": False, "entropy_threshold": False}
+
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -65,11 +68,29 @@ class Options:
     cache: str | None
     threshold: float | None
     stop_at_eos: bool
+    alpha: float | None = None
+    relaxed_threshold: float | None = None
+    radius: int = 4
+    kl_threshold: float | None = None
+    gamma: float | None = None
+    entropy_threshold: float | None = None
+    suffix_window: int | None = None
+
+    @property
+    def goes_by_certainty(self) -> bool:
+        """How many tokens a step writes follows from how sure the network is, not from a schedule."""
+        return any(one is not None for one in (self.threshold, self.gamma, self.entropy_threshold))
+
+    @property
+    def writes_at_once(self) -> bool:
+        """The call that opens a block writes by the rule, too; with the plain threshold, one token as in Fast-dLLM."""
+        return any(getattr(self, name) is not None for name in RULES)
 
     def check(self) -> None:
         """Raises `OptionError`; written so that a NaN is refused."""
         check_whole(top_k=self.top_k, block_length=self.block_length)
-        for name in ("temperature", "top_p", "alg_temp", "eps", "threshold"):
+        check_whole(radius=self.radius, suffix_window=self.suffix_window)
+        for name in ("temperature", "top_p", "alg_temp", "eps", "threshold", *RULES):
             value = getattr(self, name)
             is_needed = name in ("temperature", "eps")
             if (value is None and is_needed) or not isinstance(value, Real | None) or isinstance(value, bool):
@@ -94,10 +115,38 @@ class Options:
             raise OptionError(f"threshold {self.threshold}: is a probability, 0 to 1")
         if self.alg_temp is not None and not 0 <= self.alg_temp < math.inf:
             raise OptionError(f"alg_temp {self.alg_temp}: must be 0 (the most confident) or above")
-        if self.alg == "origin" and (self.threshold is not None or self.alg_temp):
-            raise OptionError("alg 'origin' picks positions at random: it has no confidence for threshold or alg_temp")
-        if self.threshold is not None and self.alg_temp:
-            raise OptionError("threshold and alg_temp both say which positions are written: give one of them")
+        self._check_rules()
+
+    def _check_rules(self) -> None:
+        given = [name for name in RULES if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise OptionError(f"{' and '.join(given)} both say which positions are written: give one of them")
+        for name in given:
+            if RULES[name] and self.threshold is None:
+                raise OptionError(f"{name} goes with a threshold: give threshold=0.9 or another")
+            if not RULES[name] and self.threshold is not None:
+                raise OptionError(f"threshold and {name} both say which positions are written: give one of them")
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise OptionError(f"alpha {self.alpha}: is the share that a threshold falls by, 0 to 1")
+        if self.relaxed_threshold is not None and not 0 <= self.relaxed_threshold <= (self.threshold or 0):
+            raise OptionError(f"relaxed_threshold {self.relaxed_threshold}: must be 0 to the threshold")
+        for name in ("kl_threshold", "gamma", "entropy_threshold"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise OptionError(f"{name} {value}: are nats, at least 0")
+        if self.radius < 1:
+            raise OptionError(f"radius {self.radius}: must be at least 1")
+        if self.suffix_window is not None and self.block_length is None:
+            raise OptionError("suffix_window: what lies behind a block, so there must be blocks: give block_length")
+        if self.suffix_window is not None and self.suffix_window < 0:
+            raise OptionError(f"suffix_window {self.suffix_window}: must be at least 0")
+        by = next((name for name in ("threshold", *given) if getattr(self, name) is not None), None)
+        if self.alg == "origin" and (by or self.alg_temp):
+            raise OptionError(
+                f"alg 'origin' picks positions at random: it has no confidence for {by or 'threshold'} or alg_temp"
+            )
+        if by and self.alg_temp:
+            raise OptionError(f"{by} and alg_temp both say which positions are written: give one of them")
 
 
 def prompt_rows(prompt_ids: Prompts) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 ALGORITHMS = ("origin", "maskgit_plus", "topk_margin", "entropy")
 OWN = "own"  # the network's own probability of the token: what a threshold is held against
+OWN_ENTROPY = "own_entropy"  # of the network's own distribution, negative
 
 
 def sample(
@@ -24,7 +25,8 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """A token for each position, int64 [M], and its confidence, float32 [M]: the higher, the surer.
 
-    alg: one of `ALGORITHMS`, by the probabilities that tokens are drawn with; or `OWN`, before temperature and cuts.
+    alg: one of `ALGORITHMS`, by the probabilities that tokens are drawn with; or `OWN` or `OWN_ENTROPY`, before
+    temperature and cuts.
 
     The mask itself is never chosen: where it is the best token (with a temperature: everywhere) the choice is
     among the others. Raises `FloatingPointError` for logits that are not numbers.
@@ -48,9 +50,11 @@ def sample(
     best_prob_M = probs_MV.gather(-1, tokens_M[:, None])[:, 0]
     if temperature > 0:
         tokens_M = torch.multinomial(probs_MV, 1, generator=generator)[:, 0]
-    if alg == OWN and own_MV is not logits_MV:
+    if alg in (OWN, OWN_ENTROPY) and own_MV is not logits_MV:
         own_MV = _drop(own_MV, torch.arange(own_MV.shape[-1]) == mask_id) if temperature > 0 else own_MV
         probs_MV = own_MV.softmax(-1)
+    if alg == OWN_ENTROPY:
+        return tokens_M, -entropy(own_MV, probs_MV)
     if alg == "topk_margin":
         best_M2 = probs_MV.topk(2).values
         return tokens_M, best_M2[:, 0] - best_M2[:, 1]
@@ -58,6 +62,19 @@ def sample(
         # sum p log p = sum p * logit - log sum exp(logit): a third of the time of V logarithms.
         return tokens_M, torch.linalg.vecdot(probs_MV, logits_MV) - (best_M - best_prob_M.log())
     return tokens_M, probs_MV.gather(-1, tokens_M[:, None])[:, 0]
+
+
+def entropy(logits_MV: Tensor, probs_MV: Tensor) -> Tensor:
+    """[M], in nats, of the distributions that these logits are of."""
+    return logits_MV.logsumexp(-1) - torch.linalg.vecdot(probs_MV, logits_MV)
+
+
+def own_distributions(logits_MV: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+    """(logits, probabilities), float32 [M, V], with the mask only where another token is likelier."""
+    is_guessed_M1 = (logits_MV.argmax(-1) == mask_id)[:, None]
+    if is_guessed_M1.any():
+        logits_MV = _drop(logits_MV, is_guessed_M1 & (torch.arange(logits_MV.shape[-1]) == mask_id))
+    return logits_MV, logits_MV.softmax(-1)
 
 
 def most_confident(confidence_M: Tensor, n: int, alg_temp: float | None, generator: torch.Generator | None) -> Tensor:
