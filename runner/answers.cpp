@@ -37,6 +37,13 @@ Options options_of(const Arguments& arguments, std::optional<int64_t> new_tokens
     options.cache = arguments.text("cache");
     if (options.cache == "none") options.cache = std::nullopt;
     options.threshold = arguments.real("threshold");
+    options.alpha = arguments.real("alpha");
+    options.relaxed_threshold = arguments.real("relaxed_threshold");
+    options.radius = arguments.whole("radius").value_or(options.radius);
+    options.kl_threshold = arguments.real("kl_threshold");
+    options.gamma = arguments.real("gamma");
+    options.entropy_threshold = arguments.real("entropy_threshold");
+    options.suffix_window = arguments.whole("suffix_window");
     options.seed = arguments.whole("seed");
     options.stop_at_eos = arguments.truth("stop_at_eos").value_or(true);
     return options;

@@ -18,7 +18,8 @@ keys, as `python -m pipeline generate` has them; null is the same as not to give
   prompt           the text; else it is read from stdin
   prompts          a file of JSON lines, each with a "prompt"; - for stdin
   max_new_tokens   by default what the task of the artifact's validation takes; with ids there is no default
-  steps alg temperature top_p top_k alg_temp eps block_length cache threshold seed stop_at_eos
+  steps alg temperature top_p top_k alg_temp eps block_length cache threshold seed stop_at_eos alpha relaxed_threshold
+  radius kl_threshold gamma entropy_threshold suffix_window
                    of writing: docs/generation.md; cache is none, prefix or dual
   threads          of the runtime; else one for each processor that it may use
   packed_cache     a folder that keeps what the runtime packs of the weights, and opens the program faster with it
@@ -42,10 +43,34 @@ cannot be written, 8 too little memory, 1 an internal error
 
 namespace {
 
-const std::vector<std::string> KEYS{"artifact",     "prompt",      "prompts",     "ids",   "max_new_tokens", "steps",
-                                    "alg",          "temperature", "top_p",       "top_k", "alg_temp",       "eps",
-                                    "block_length", "cache",       "threshold",   "seed",  "stop_at_eos",    "threads",
-                                    "load",         "memory",      "packed_cache"};
+const std::vector<std::string> KEYS{"artifact",
+                                    "prompt",
+                                    "prompts",
+                                    "ids",
+                                    "max_new_tokens",
+                                    "steps",
+                                    "alg",
+                                    "temperature",
+                                    "top_p",
+                                    "top_k",
+                                    "alg_temp",
+                                    "eps",
+                                    "block_length",
+                                    "cache",
+                                    "threshold",
+                                    "seed",
+                                    "stop_at_eos",
+                                    "threads",
+                                    "load",
+                                    "memory",
+                                    "packed_cache",
+                                    "alpha",
+                                    "relaxed_threshold",
+                                    "radius",
+                                    "kl_threshold",
+                                    "gamma",
+                                    "entropy_threshold",
+                                    "suffix_window"};
 const std::vector<std::string> SWITCHES{"--self-test", "--json", "--stream", "--history",
                                         "--processor", "--help", "--version"};
 

@@ -2,8 +2,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <map>
+#include <optional>
 #include <random>
+#include <utility>
 
+#include "accept.h"
 #include "errors.h"
 #include "sample.h"
 
@@ -12,11 +16,14 @@ namespace {
 
 using Columns = std::vector<int64_t>;
 
-constexpr double NO_THRESHOLD = -1;
-
 struct Block {
     int64_t start, end, steps;
-    int64_t most;  // tokens of a step with a threshold
+    int64_t most;  // tokens of a step that goes by certainty
+};
+
+// Columns first .. stop-1 are computed, and see those before `seen`.
+struct Window {
+    int64_t first, stop, seen;
 };
 
 // The tokens as they are filled in. Columns are those of the padded rows.
@@ -30,14 +37,17 @@ struct Run {
     const OnStep& on_step;
     bool keep_history;
     std::vector<int64_t> n_steps_of;
+    std::map<size_t, Steadiness> seen;  // by row, of the block that is being filled
 
     std::vector<Block> plan(const std::vector<size_t>& rows, std::optional<int64_t> steps) const;
     void fill(const Forward& forward, const std::vector<size_t>& rows, const Block& block);
-    int64_t write(const Forward& forward, size_t row, const Columns& columns, int64_t n, double threshold,
-                  std::pair<int64_t, int64_t> window, bool fills_cache);
+    int64_t write(const Forward& forward, size_t row, const Columns& columns, int64_t n,
+                  std::optional<int64_t> block_size, Window window, bool fills_cache);
+    std::vector<bool> accepted(size_t row, const Columns& columns, const std::vector<float>& sure,
+                               std::vector<Distribution> distributions, int64_t block_size);
     std::vector<Columns> drawn(const std::vector<Columns>& columns, float share);
     Columns masked(size_t row, int64_t start, int64_t end) const;
-    std::pair<int64_t, int64_t> window(size_t row, const Block& block, bool is_whole) const;
+    Window window(size_t row, const Block& block, bool is_whole) const;
     int64_t first_eos(size_t row) const;
     void cut(size_t row);
     void after_step(const std::vector<size_t>& rows);
@@ -98,48 +108,56 @@ std::vector<Block> Run::plan(const std::vector<size_t>& rows, std::optional<int6
 }
 
 // In blocks, the first step computes the whole row, which is what the caches start from. If there are more steps, it
-// writes nothing but the block's first token (Fast-dLLM).
+// writes nothing but the block's first token (Fast-dLLM), or what the rule accepts.
 void Run::fill(const Forward& forward, const std::vector<size_t>& rows, const Block& block) {
     const bool in_blocks = options.block_length.has_value();
+    const bool by_rule = options.goes_by_certainty(), opens_alone = in_blocks && !options.writes_at_once();
     int64_t n_steps = block.steps;
-    if (options.threshold) {
+    if (by_rule) {
         // Each step writes a token at least: so many are enough whatever the network says.
         int64_t most = 1;
         for (const size_t row : rows)
             most = std::max(most, static_cast<int64_t>(masked(row, block.start, block.end).size()));
-        n_steps = in_blocks + most;
+        n_steps = opens_alone + most;
     }
-    std::vector<int64_t> unused(rows.size());  // tokens that the threshold kept earlier steps from writing
+    std::vector<int64_t> unused(rows.size());  // tokens that the rule kept earlier steps from writing
+    seen.clear();
     for (int64_t i = 0; i < n_steps; ++i) {
         if (options.stop_at_eos && !has_masks(rows, 0, length)) return;
-        const bool is_last = i == n_steps - 1, opens = in_blocks && i == 0 && !is_last;
+        const bool is_last = i == n_steps - 1, opens = opens_alone && i == 0 && !is_last;
         std::vector<Columns> chosen;
         for (const size_t row : rows) chosen.push_back(masked(row, block.start, opens ? block.start + 1 : block.end));
-        const bool writes_all = is_last || opens || options.threshold;
+        const bool writes_all = is_last || opens || by_rule;
         float share =
             writes_all ? 1 : 1 - time_at(i + 1, n_steps + 1, options.eps) / time_at(i, n_steps + 1, options.eps);
         if (options.alg == "origin" && !opens) chosen = drawn(chosen, share), share = 1;
         for (size_t r = 0; r < rows.size(); ++r) {
             auto n = static_cast<int64_t>(static_cast<float>(chosen[r].size()) * share);
-            const double threshold = is_last ? NO_THRESHOLD : options.threshold.value_or(NO_THRESHOLD);
-            if (threshold != NO_THRESHOLD) n = std::min(n, unused[r] += block.most);
+            std::optional<int64_t> block_size;
+            if (by_rule && !is_last) {
+                n = std::min(n, unused[r] += block.most);
+                block_size = block.end - block.start;
+            }
             const bool fills_cache = options.cache && i == 0;
-            unused[r] -= write(forward, rows[r], chosen[r], n, threshold, window(rows[r], block, i == 0), fills_cache);
+            unused[r] -= write(forward, rows[r], chosen[r], n, block_size, window(rows[r], block, i == 0), fills_cache);
         }
         after_step(rows);
-        if (options.threshold && i >= in_blocks && !has_masks(rows, block.start, block.end)) return;
+        if (by_rule && i >= opens_alone && !has_masks(rows, block.start, block.end)) return;
     }
 }
 
-// The columns that a step computes; what the cache knows of the others stands.
-std::pair<int64_t, int64_t> Run::window(size_t row, const Block& block, bool is_whole) const {
-    if (is_whole || !options.cache) return {lefts[row], length};
-    return {std::max(block.start, lefts[row]), *options.cache == "dual" ? block.end : length};
+// What the cache knows of columns that are not computed stands.
+Window Run::window(size_t row, const Block& block, bool is_whole) const {
+    const int64_t beyond = std::min(options.suffix_window.value_or(length), length - block.end);
+    const int64_t seen = block.end + beyond;
+    if (is_whole || !options.cache) return {lefts[row], seen, seen};
+    return {std::max(block.start, lefts[row]), *options.cache == "dual" ? block.end : seen, seen};
 }
 
-// Write the n most confident of these masks, with a threshold only those above it and the best. Returns how many.
-int64_t Run::write(const Forward& forward, size_t row, const Columns& columns, int64_t n, double threshold,
-                   std::pair<int64_t, int64_t> window, bool fills_cache) {
+// Write the n most confident of these masks, or what the rule accepts of them. Returns how many. block_size: the
+// columns of the block, where a rule decides.
+int64_t Run::write(const Forward& forward, size_t row, const Columns& columns, int64_t n,
+                   std::optional<int64_t> block_size, Window window, bool fills_cache) {
     if (n == 0 && !fills_cache) return 0;
     const int64_t left = lefts[row];
     Tokens& tokens = written.tokens[row];
@@ -148,33 +166,63 @@ int64_t Run::write(const Forward& forward, size_t row, const Columns& columns, i
     for (const int64_t column : columns) sources.push_back(std::max(left, column - 1));
     if (n == 0) sources = {left};
     const int64_t first = std::min(window.first, *std::min_element(sources.begin(), sources.end()));
-    const Tokens seen(tokens.begin() + first, tokens.begin() + window.second);
-    const Sampling by{network.mask_id, threshold != NO_THRESHOLD ? "own" : options.alg, options.temperature,
-                      options.top_p, options.top_k};
+    const Tokens computed(tokens.begin() + first, tokens.begin() + window.stop);
+    const std::string alg = !block_size ? options.alg : options.entropy_threshold ? "own_entropy" : "own";
+    const Sampling by{network.mask_id, alg, options.temperature, options.top_p, options.top_k};
+    const bool by_distribution = block_size && (options.gamma || options.kl_threshold);
     std::vector<Sampled> sampled;
+    std::vector<Distribution> distributions;
     // Several calls if one may not ask for so many rows at once.
     for (size_t at = 0; at < sources.size(); at += static_cast<size_t>(network.max_rows)) {
         Columns rows(sources.begin() + static_cast<std::ptrdiff_t>(at),
                      sources.begin() + static_cast<std::ptrdiff_t>(
                                            std::min(sources.size(), at + static_cast<size_t>(network.max_rows))));
         for (int64_t& source : rows) source -= first;
-        const Logits logits = forward(seen, first - left, length - left, rows);
+        const Logits logits = forward(computed, first - left, window.seen - left, rows);
         ++written.forward_calls;
-        written.positions += static_cast<int64_t>(seen.size());
-        for (int64_t k = 0; n > 0 && k < logits.K; ++k) sampled.push_back(sample(logits.row(k), logits.V, by, random));
+        written.positions += static_cast<int64_t>(computed.size());
+        for (int64_t k = 0; n > 0 && k < logits.K; ++k) {
+            sampled.push_back(sample(logits.row(k), logits.V, by, random));
+            if (by_distribution) distributions.push_back(own_distribution(logits.row(k), logits.V, network.mask_id));
+        }
     }
     if (n == 0) return 0;
     std::vector<float> confidence;
     for (const Sampled& one : sampled) confidence.push_back(one.confidence);
     int64_t n_written = 0;
-    const bool has_threshold = threshold != NO_THRESHOLD;
+    std::vector<bool> is_accepted(columns.size(), true);
+    if (block_size) is_accepted = accepted(row, columns, confidence, std::move(distributions), *block_size);
     for (const size_t i : most_confident(confidence, static_cast<size_t>(n), options.alg_temp.value_or(0), random)) {
-        if (has_threshold && n_written > 0 && confidence[i] < static_cast<float>(threshold)) break;
+        if (n_written > 0 && !is_accepted[i]) continue;  // the surest is written in any case
         tokens[static_cast<size_t>(columns[i])] = sampled[i].token;
         ++n_written;
     }
     if (options.stop_at_eos) cut(row);
     return n_written;
+}
+
+// Of each column. sure: the network's own probability of the token, or its negative entropy for a rule of that.
+std::vector<bool> Run::accepted(size_t row, const Columns& columns, const std::vector<float>& sure,
+                                std::vector<Distribution> distributions, int64_t block_size) {
+    if (options.gamma) {
+        std::vector<float> entropies;
+        for (const Distribution& one : distributions) entropies.push_back(entropy_of(one));
+        return within_entropy_bound(sure, entropies, *options.gamma);
+    }
+    if (options.relaxed_threshold) {
+        return near_anchors(columns, sure, *options.threshold, *options.relaxed_threshold, options.radius);
+    }
+    double least = options.entropy_threshold ? -*options.entropy_threshold : *options.threshold;
+    if (options.alpha) {
+        const double share_masked = static_cast<double>(columns.size()) / static_cast<double>(block_size);
+        least = sliding(least, *options.alpha, share_masked);
+    }
+    std::vector<bool> is_steady(columns.size(), true), is_accepted;
+    if (options.kl_threshold) is_steady = seen[row].see(columns, std::move(distributions), *options.kl_threshold);
+    for (size_t i = 0; i < columns.size(); ++i) {
+        is_accepted.push_back(is_steady[i] && sure[i] >= static_cast<float>(least));
+    }
+    return is_accepted;
 }
 
 // `origin`: of the masks of all rows, in order, each with probability `share`.
@@ -227,7 +275,7 @@ Generation generate(const Network& network, const std::vector<Tokens>& prompts, 
                     bool keep_history) {
     const auto started = std::chrono::steady_clock::now();
     if (!options.block_length && options.cache) options.block_length = network.block_length;
-    if (options.block_length && options.threshold) options.steps = std::nullopt;
+    if (options.block_length && options.goes_by_certainty()) options.steps = std::nullopt;
     options.check();
     check_prompts(network, prompts, options.max_new_tokens);
     Generation written{};
@@ -244,11 +292,17 @@ Generation generate(const Network& network, const std::vector<Tokens>& prompts, 
     }
     const uint64_t seed = options.seed ? static_cast<uint64_t>(*options.seed) : std::random_device()();
     const auto begin = static_cast<int64_t>(longest);
-    Run run{network,      options,
-            written,      lefts,
-            begin,        begin + options.max_new_tokens,
-            Random(seed), on_step,
-            keep_history, std::vector<int64_t>(prompts.size())};
+    Run run{network,
+            options,
+            written,
+            lefts,
+            begin,
+            begin + options.max_new_tokens,
+            Random(seed),
+            on_step,
+            keep_history,
+            std::vector<int64_t>(prompts.size()),
+            {}};
     // One cache holds one row, and a row's blocks and steps are its own. Only the draws of `origin` go through the
     // whole batch, step by step, as in the reference.
     std::vector<std::vector<size_t>> groups;

@@ -21,10 +21,54 @@ void check_ids(const Network& network, const Tokens& tokens) {
     }
 }
 
+bool is_finite(double value) { return 0 <= value && value < INFINITY; }
+
+// The name of what says which positions are written, a threshold or another rule; none for a schedule.
+std::string check_rules(const Options& options) {
+    const struct {
+        const char* name;
+        std::optional<double> value;
+        bool with_threshold;
+    } rules[] = {{"alpha", options.alpha, true},
+                 {"relaxed_threshold", options.relaxed_threshold, true},
+                 {"kl_threshold", options.kl_threshold, true},
+                 {"gamma", options.gamma, false},
+                 {"entropy_threshold", options.entropy_threshold, false}};
+    std::string given;
+    for (const auto& [name, value, with_threshold] : rules) {
+        if (!value) continue;
+        if (!given.empty()) {
+            usage_error(given + " and " + name + " both say which positions are written: give one of them");
+        }
+        given = name;
+    }
+    for (const auto& [name, value, with_threshold] : rules) {
+        if (!value) continue;
+        if (with_threshold && !options.threshold) {
+            usage_error(given + " goes with a threshold: give threshold=0.9 or another");
+        }
+        if (!with_threshold && options.threshold) {
+            usage_error("threshold and " + given + " both say which positions are written: give one of them");
+        }
+        const bool is_nats = given == "kl_threshold" || given == "gamma" || given == "entropy_threshold";
+        refuse_unless(!is_nats || is_finite(*value), given, number(*value), "are nats, at least 0");
+    }
+    const double alpha = options.alpha.value_or(0), relaxed = options.relaxed_threshold.value_or(0);
+    refuse_unless(0 <= alpha && alpha <= 1, "alpha", number(alpha), "is the share that a threshold falls by, 0 to 1");
+    refuse_unless(0 <= relaxed && relaxed <= options.threshold.value_or(0), "relaxed_threshold", number(relaxed),
+                  "must be 0 to the threshold");
+    refuse_unless(options.radius >= 1, "radius", std::to_string(options.radius), "must be at least 1");
+    if (options.suffix_window && !options.block_length) {
+        usage_error("suffix_window: what lies behind a block, so there must be blocks: give block_length");
+    }
+    refuse_unless(options.suffix_window.value_or(0) >= 0, "suffix_window",
+                  std::to_string(options.suffix_window.value_or(0)), "must be at least 0");
+    return options.threshold ? "threshold" : given;
+}
+
 }  // namespace
 
 void Options::check() const {
-    const auto is_finite = [](double value) { return 0 <= value && value < INFINITY; };
     const bool is_alg = alg == "origin" || alg == "maskgit_plus" || alg == "topk_margin" || alg == "entropy";
     refuse_unless(is_alg, "alg", in_quotes(alg), "there are origin, maskgit_plus, topk_margin, entropy");
     const bool is_cache = !cache || *cache == "prefix" || *cache == "dual";
@@ -42,12 +86,14 @@ void Options::check() const {
                   "is a probability, 0 to 1");
     refuse_unless(!alg_temp || is_finite(*alg_temp), "alg_temp", number(alg_temp.value_or(0)),
                   "must be 0 (the most confident) or above");
+    const std::string rule = check_rules(*this);
     const bool draws_positions = alg_temp.value_or(0) != 0;
-    if (alg == "origin" && (threshold || draws_positions)) {
-        usage_error("alg 'origin' picks positions at random: it has no confidence for threshold or alg_temp");
+    if (alg == "origin" && (!rule.empty() || draws_positions)) {
+        usage_error("alg 'origin' picks positions at random: it has no confidence for " +
+                    (rule.empty() ? "threshold" : rule) + " or alg_temp");
     }
-    if (threshold && draws_positions) {
-        usage_error("threshold and alg_temp both say which positions are written: give one of them");
+    if (!rule.empty() && draws_positions) {
+        usage_error(rule + " and alg_temp both say which positions are written: give one of them");
     }
 }
 

@@ -27,6 +27,16 @@ struct Options {
     std::optional<double> threshold;
     std::optional<int64_t> seed;
     bool stop_at_eos = false;
+    std::optional<double> alpha, relaxed_threshold;
+    int64_t radius = 4;
+    std::optional<double> kl_threshold, gamma, entropy_threshold;
+    std::optional<int64_t> suffix_window;
+
+    // How many tokens a step writes follows from how sure the network is, not from a schedule.
+    bool goes_by_certainty() const { return threshold || gamma || entropy_threshold; }
+
+    // The call that opens a block writes by the rule, too; with the plain threshold, one token as in Fast-dLLM.
+    bool writes_at_once() const { return alpha || relaxed_threshold || kl_threshold || gamma || entropy_threshold; }
 
     // Throws `Error` (Exit::usage); written so that a NaN is refused.
     void check() const;

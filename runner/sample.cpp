@@ -88,6 +88,7 @@ Sampled sample(const float* logits, int64_t V, const Sampling& by, Random& rando
     if (by.top_k && *by.top_k < V) keep(row, static_cast<size_t>(*by.top_k));
     Row probs = softmax(row);
     if (by.temperature > 0) token = draw(probs, random);
+    if (by.alg == "own_entropy") return {static_cast<int64_t>(token), -entropy_of(softmax(own))};
     if (by.alg == "own" && (by.temperature > 0 || by.top_p || by.top_k)) probs = softmax(own);
     if (by.alg == "topk_margin") {
         std::partial_sort(probs.begin(), probs.begin() + 2, probs.end(), std::greater<>());
@@ -104,6 +105,20 @@ Sampled sample(const float* logits, int64_t V, const Sampling& by, Random& rando
         return {static_cast<int64_t>(token), static_cast<float>(weighted / total - std::log(total))};
     }
     return {static_cast<int64_t>(token), probs[token]};
+}
+
+std::vector<float> own_distribution(const float* logits, int64_t V, int64_t mask_id) {
+    Row own(logits, logits + V);
+    if (best(own) == static_cast<size_t>(mask_id)) own[static_cast<size_t>(mask_id)] = DROPPED;
+    return softmax(own);
+}
+
+float entropy_of(const std::vector<float>& distribution) {
+    double sum = 0;
+    for (const float p : distribution) {
+        if (p > 0) sum -= static_cast<double>(p) * std::log(static_cast<double>(p));
+    }
+    return static_cast<float>(sum);
 }
 
 std::vector<size_t> most_confident(std::vector<float> confidence, size_t n, double alg_temp, Random& random) {

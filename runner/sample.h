@@ -22,7 +22,7 @@ struct Sampled {
 
 struct Sampling {
     int64_t mask_id;
-    std::string alg;  // or `own`: by the network's own probability, before temperature and cuts
+    std::string alg;  // or `own`, `own_entropy`: of the network's own distribution, before temperature and cuts
     double temperature;
     std::optional<double> top_p;
     std::optional<int64_t> top_k;
@@ -31,6 +31,12 @@ struct Sampling {
 // A token for one row of logits [V]. The mask itself is never chosen. Throws `Error` (Exit::artifact) for logits that
 // are not finite.
 Sampled sample(const float* logits, int64_t V, const Sampling& by, Random& random);
+
+// All probabilities of a row of logits, with the mask only where another token is likelier.
+std::vector<float> own_distribution(const float* logits, int64_t V, int64_t mask_id);
+
+// In nats.
+float entropy_of(const std::vector<float>& distribution);
 
 // Indices of the n positions to write, the surest first. With `alg_temp` they are drawn with probability
 // softmax(confidence / alg_temp).

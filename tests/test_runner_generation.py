@@ -23,6 +23,7 @@ from runtime import Program, generate
 from runtime.text import open_text_artifact
 from runtime.tokenizer import decode, encode
 from tests.checkpoints import BUNDLED, GOLDEN, GOLDEN_NAMES, ROOT, Build
+from tests.test_decoding_rules import REFUSED as WRONG_RULES
 from tests.test_generation import (
     PROMPT,
     REFUSED,
@@ -84,7 +85,10 @@ def test_what_python_writes(build: Build, run: Run) -> None:
     prompts = [torch.tensor(PROMPT), torch.tensor([mask, *PROMPT[:3], mask])]
     algs: list[dict[str, Any]] = [{"alg": alg} for alg in ("entropy", "maskgit_plus", "topk_margin")]
     algs += [{"alg": "origin", "seed": 7}, {"alg": "entropy", "alg_temp": 0.5, "seed": -3}, {"threshold": 0.02}]
+    algs += [{"threshold": 0.5, "alpha": 0.6}, {"threshold": 0.5, "relaxed_threshold": 0.25, "radius": 2}]
+    algs += [{"threshold": 0.2, "kl_threshold": 0.6}, {"gamma": 5.0}, {"entropy_threshold": 3.2}]
     blocks: list[dict[str, Any]] = [{}, {"block_length": 4}, {"cache": "prefix"}, {"cache": "dual", "block_length": 5}]
+    blocks += [{"cache": "dual", "block_length": 5, "suffix_window": 3}]
     cuts: list[dict[str, Any]] = [{}, {"top_p": 0.3, "stop_at_eos": True}, {"top_k": 3, "eps": 0.3, "steps": 9}]
     for alg, block, cut in product(algs, blocks, cuts):
         options = {"max_new_tokens": 12} | alg | block | cut
@@ -122,7 +126,7 @@ def test_tokens_are_drawn_by_their_probability(build: Build, run: Run) -> None:
     assert (probs.gather(1, drawn.T) > 0).all()
 
 
-ALL: list[tuple[dict[str, Any], str]] = [*REFUSED]  # type: ignore[list-item]
+ALL: list[tuple[dict[str, Any], str]] = [*REFUSED, *WRONG_RULES]  # type: ignore[list-item]
 NUMBERS = [
     (options, said)
     for options, said in ALL
