@@ -172,6 +172,9 @@ class DecodingConfig:
     gamma: float | None = None
     entropy_threshold: float | None = None
     suffix_window: int | None = None
+    eos_penalty: float = 0.0
+    min_new_tokens: int = 0
+    no_repeat_ngram_size: int | None = None
 
 
 def decoding_options(config: DecodingConfig, cache: Cache) -> dict[str, Any]:

@@ -44,6 +44,9 @@ Options options_of(const Arguments& arguments, std::optional<int64_t> new_tokens
     options.gamma = arguments.real("gamma");
     options.entropy_threshold = arguments.real("entropy_threshold");
     options.suffix_window = arguments.whole("suffix_window");
+    options.eos_penalty = arguments.real("eos_penalty").value_or(options.eos_penalty);
+    options.min_new_tokens = arguments.whole("min_new_tokens").value_or(options.min_new_tokens);
+    options.no_repeat_ngram_size = arguments.whole("no_repeat_ngram_size");
     options.seed = arguments.whole("seed");
     options.stop_at_eos = arguments.truth("stop_at_eos").value_or(true);
     return options;

@@ -19,7 +19,7 @@ keys, as `python -m pipeline generate` has them; null is the same as not to give
   prompts          a file of JSON lines, each with a "prompt"; - for stdin
   max_new_tokens   by default what the task of the artifact's validation takes; with ids there is no default
   steps alg temperature top_p top_k alg_temp eps block_length cache threshold seed stop_at_eos alpha relaxed_threshold
-  radius kl_threshold gamma entropy_threshold suffix_window
+  radius kl_threshold gamma entropy_threshold suffix_window eos_penalty min_new_tokens no_repeat_ngram_size
                    of writing: docs/generation.md; cache is none, prefix or dual
   threads          of the runtime; else one for each processor that it may use
   packed_cache     a folder that keeps what the runtime packs of the weights, and opens the program faster with it
@@ -70,7 +70,10 @@ const std::vector<std::string> KEYS{"artifact",
                                     "kl_threshold",
                                     "gamma",
                                     "entropy_threshold",
-                                    "suffix_window"};
+                                    "suffix_window",
+                                    "eos_penalty",
+                                    "min_new_tokens",
+                                    "no_repeat_ngram_size"};
 const std::vector<std::string> SWITCHES{"--self-test", "--json", "--stream", "--history",
                                         "--processor", "--help", "--version"};
 

@@ -9,6 +9,7 @@
 
 #include "accept.h"
 #include "errors.h"
+#include "guards.h"
 #include "sample.h"
 
 namespace dreamedge {
@@ -43,6 +44,7 @@ struct Run {
     void fill(const Forward& forward, const std::vector<size_t>& rows, const Block& block);
     int64_t write(const Forward& forward, size_t row, const Columns& columns, int64_t n,
                   std::optional<int64_t> block_size, Window window, bool fills_cache);
+    std::vector<float> guard(size_t row, int64_t column, const float* logits, int64_t V) const;
     std::vector<bool> accepted(size_t row, const Columns& columns, const std::vector<float>& sure,
                                std::vector<Distribution> distributions, int64_t block_size);
     std::vector<Columns> drawn(const std::vector<Columns>& columns, float share);
@@ -182,8 +184,11 @@ int64_t Run::write(const Forward& forward, size_t row, const Columns& columns, i
         ++written.forward_calls;
         written.positions += static_cast<int64_t>(computed.size());
         for (int64_t k = 0; n > 0 && k < logits.K; ++k) {
-            sampled.push_back(sample(logits.row(k), logits.V, by, random));
-            if (by_distribution) distributions.push_back(own_distribution(logits.row(k), logits.V, network.mask_id));
+            std::vector<float> guarded;
+            if (options.guards()) guarded = guard(row, columns[at + static_cast<size_t>(k)], logits.row(k), logits.V);
+            const float* of_row = options.guards() ? guarded.data() : logits.row(k);
+            sampled.push_back(sample(of_row, logits.V, by, random));
+            if (by_distribution) distributions.push_back(own_distribution(of_row, logits.V, network.mask_id));
         }
     }
     if (n == 0) return 0;
@@ -199,6 +204,21 @@ int64_t Run::write(const Forward& forward, size_t row, const Columns& columns, i
     }
     if (options.stop_at_eos) cut(row);
     return n_written;
+}
+
+// The logits of a column, without what is not to be written.
+std::vector<float> Run::guard(size_t row, int64_t column, const float* logits, int64_t V) const {
+    std::vector<float> guarded(logits, logits + V);
+    if (options.eos_penalty > 0) {
+        const auto n_masked = static_cast<double>(masked(row, begin, length).size());
+        end_later(guarded.data(), network.eos_ids, options.eos_penalty, n_masked / static_cast<double>(length - begin));
+    }
+    if (column < begin + options.min_new_tokens) ban(guarded.data(), network.eos_ids);
+    if (options.no_repeat_ngram_size) {
+        const Tokens tokens(written.tokens[row].begin() + lefts[row], written.tokens[row].end());
+        ban_repetitions(guarded.data(), tokens, column - lefts[row], *options.no_repeat_ngram_size, network.mask_id);
+    }
+    return guarded;
 }
 
 // Of each column. sure: the network's own probability of the token, or its negative entropy for a rule of that.

@@ -86,6 +86,10 @@ void Options::check() const {
                   "is a probability, 0 to 1");
     refuse_unless(!alg_temp || is_finite(*alg_temp), "alg_temp", number(alg_temp.value_or(0)),
                   "must be 0 (the most confident) or above");
+    refuse_unless(is_finite(eos_penalty), "eos_penalty", number(eos_penalty), "must be 0 (none) or above");
+    refuse_unless(min_new_tokens >= 0, "min_new_tokens", std::to_string(min_new_tokens), "must be at least 0");
+    refuse_unless(no_repeat_ngram_size.value_or(2) >= 2, "no_repeat_ngram_size",
+                  std::to_string(no_repeat_ngram_size.value_or(2)), "must be at least 2 tokens");
     const std::string rule = check_rules(*this);
     const bool draws_positions = alg_temp.value_or(0) != 0;
     if (alg == "origin" && (!rule.empty() || draws_positions)) {

@@ -31,6 +31,11 @@ struct Options {
     int64_t radius = 4;
     std::optional<double> kl_threshold, gamma, entropy_threshold;
     std::optional<int64_t> suffix_window;
+    double eos_penalty = 0;
+    int64_t min_new_tokens = 0;
+    std::optional<int64_t> no_repeat_ngram_size;
+
+    bool guards() const { return eos_penalty > 0 || min_new_tokens > 0 || no_repeat_ngram_size; }
 
     // How many tokens a step writes follows from how sure the network is, not from a schedule.
     bool goes_by_certainty() const { return threshold || gamma || entropy_threshold; }

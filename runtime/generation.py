@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from runtime.accept import Steadiness, near_anchors, sliding, within_entropy_bound
+from runtime.guards import ban_ends, ban_repetitions, end_later
 from runtime.options import (
     Forward,
     Network,
@@ -88,6 +89,9 @@ def generate(
     gamma: float | None = None,
     entropy_threshold: float | None = None,
     suffix_window: int | None = None,
+    eos_penalty: float = 0.0,
+    min_new_tokens: int = 0,
+    no_repeat_ngram_size: int | None = None,
     on_step: OnStep | None = None,
     on_logits: OnLogits | None = None,
 ) -> Generation:
@@ -109,6 +113,8 @@ def generate(
     alpha, relaxed_threshold with radius, kl_threshold: other rules beside a threshold; gamma, entropy_threshold: rules
     in its place (`runtime/accept.py`). With one of these the call that opens a block writes by the rule, too.
     suffix_window: of the masks behind a block so many positions are seen, and computed when it opens.
+    eos_penalty: how much less likely an end token is while much of the answer is masked. min_new_tokens: before which
+        the answer does not end. no_repeat_ngram_size: so many tokens in a row are not written twice (`guards.py`).
     seed: of all that is random; None takes torch's own generator.
     stop_at_eos: cut each answer at its first end-of-sequence token, and end as soon as all before it is written.
 
@@ -136,6 +142,9 @@ def generate(
         gamma=gamma,
         entropy_threshold=entropy_threshold,
         suffix_window=suffix_window,
+        eos_penalty=eos_penalty,
+        min_new_tokens=min_new_tokens,
+        no_repeat_ngram_size=no_repeat_ngram_size,
     )
     options.check()
     if block_length is not None and options.goes_by_certainty:
@@ -277,6 +286,7 @@ class _Run:
         logits_MV = self._forward(forward, row, window, sources_M)
         if n == 0:
             return 0
+        logits_MV = self._guarded(row, columns_M, logits_MV)
         if self.on_logits is not None:
             step, tokens_L = len(self.histories[row]) - 1, self.tokens_BL[row, left:]
             changed = self.on_logits(step, tokens_L, columns_M - left, logits_MV)
@@ -294,6 +304,21 @@ class _Run:
         if options.stop_at_eos:
             self._cut(row)
         return len(best_n)
+
+    def _guarded(self, row: int, columns_M: Tensor, logits_MV: Tensor) -> Tensor:
+        options, network = self.options, self.network
+        if not (options.eos_penalty or options.min_new_tokens or options.no_repeat_ngram_size):
+            return logits_MV
+        logits_MV = logits_MV.clone()  # they are the network's
+        if options.eos_penalty:
+            share_masked = len(self._masked(row, self.begin)) / self.max_new_tokens
+            end_later(logits_MV, network.eos_ids, options.eos_penalty, share_masked)
+        if options.min_new_tokens:
+            ban_ends(logits_MV, columns_M, self.begin + options.min_new_tokens, network.eos_ids)
+        if options.no_repeat_ngram_size is not None:
+            left, tokens_L = self.lefts[row], self.tokens_BL[row, self.lefts[row] :]
+            ban_repetitions(logits_MV, tokens_L, columns_M - left, options.no_repeat_ngram_size, network.mask_id)
+        return logits_MV
 
     def _accepted(self, row: int, columns_M: Tensor, sure_M: Tensor, logits_MV: Tensor, block: int) -> Tensor:
         """bool [M]. sure_M: the network's own probability of the token, or its negative entropy for a rule of that."""

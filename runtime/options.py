@@ -75,6 +75,9 @@ class Options:
     gamma: float | None = None
     entropy_threshold: float | None = None
     suffix_window: int | None = None
+    eos_penalty: float = 0.0
+    min_new_tokens: int = 0
+    no_repeat_ngram_size: int | None = None
 
     @property
     def goes_by_certainty(self) -> bool:
@@ -90,9 +93,10 @@ class Options:
         """Raises `OptionError`; written so that a NaN is refused."""
         check_whole(top_k=self.top_k, block_length=self.block_length)
         check_whole(radius=self.radius, suffix_window=self.suffix_window)
-        for name in ("temperature", "top_p", "alg_temp", "eps", "threshold", *RULES):
+        check_whole(min_new_tokens=self.min_new_tokens, no_repeat_ngram_size=self.no_repeat_ngram_size)
+        for name in ("temperature", "top_p", "alg_temp", "eps", "threshold", "eos_penalty", *RULES):
             value = getattr(self, name)
-            is_needed = name in ("temperature", "eps")
+            is_needed = name in ("temperature", "eps", "eos_penalty")
             if (value is None and is_needed) or not isinstance(value, Real | None) or isinstance(value, bool):
                 raise OptionError(f"{name} {value!r}: must be a number")
         if self.alg not in ALGORITHMS:
@@ -115,6 +119,12 @@ class Options:
             raise OptionError(f"threshold {self.threshold}: is a probability, 0 to 1")
         if self.alg_temp is not None and not 0 <= self.alg_temp < math.inf:
             raise OptionError(f"alg_temp {self.alg_temp}: must be 0 (the most confident) or above")
+        if not 0 <= self.eos_penalty < math.inf:
+            raise OptionError(f"eos_penalty {self.eos_penalty}: must be 0 (none) or above")
+        if self.min_new_tokens < 0:
+            raise OptionError(f"min_new_tokens {self.min_new_tokens}: must be at least 0")
+        if self.no_repeat_ngram_size is not None and self.no_repeat_ngram_size < 2:
+            raise OptionError(f"no_repeat_ngram_size {self.no_repeat_ngram_size}: must be at least 2 tokens")
         self._check_rules()
 
     def _check_rules(self) -> None:

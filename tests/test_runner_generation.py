@@ -33,6 +33,7 @@ from tests.test_generation import (
     prompts_of,
     sampler,
 )
+from tests.test_guards import REFUSED as WRONG_GUARDS
 from tests.test_runner import Run, refused, run
 from validation.format import read_format
 
@@ -89,7 +90,8 @@ def test_what_python_writes(build: Build, run: Run) -> None:
     algs += [{"threshold": 0.2, "kl_threshold": 0.6}, {"gamma": 5.0}, {"entropy_threshold": 3.2}]
     blocks: list[dict[str, Any]] = [{}, {"block_length": 4}, {"cache": "prefix"}, {"cache": "dual", "block_length": 5}]
     blocks += [{"cache": "dual", "block_length": 5, "suffix_window": 3}]
-    cuts: list[dict[str, Any]] = [{}, {"top_p": 0.3, "stop_at_eos": True}, {"top_k": 3, "eps": 0.3, "steps": 9}]
+    guards: dict[str, Any] = {"eos_penalty": 3.0, "min_new_tokens": 5, "no_repeat_ngram_size": 3, "stop_at_eos": True}
+    cuts: list[dict[str, Any]] = [guards, {}, {"top_p": 0.3, "stop_at_eos": True}, {"top_k": 3, "eps": 0.3, "steps": 9}]
     for alg, block, cut in product(algs, blocks, cuts):
         options = {"max_new_tokens": 12} | alg | block | cut
         expected = generate(program, prompts, **options)
@@ -126,7 +128,7 @@ def test_tokens_are_drawn_by_their_probability(build: Build, run: Run) -> None:
     assert (probs.gather(1, drawn.T) > 0).all()
 
 
-ALL: list[tuple[dict[str, Any], str]] = [*REFUSED, *WRONG_RULES]  # type: ignore[list-item]
+ALL: list[tuple[dict[str, Any], str]] = [*REFUSED, *WRONG_RULES, *WRONG_GUARDS]  # type: ignore[list-item]
 NUMBERS = [
     (options, said)
     for options, said in ALL
