@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
 from safetensors import SafetensorError
 from torch import Tensor
 
+from model import dream
 from pipeline import calibrate
 from pipeline.calibrate import Calibration, Stream, input_rms, rounds_by_text
 from pipeline.display import Report
 from pipeline.load import Loaded
-from recipes import factors, gptq, packing, quantization, rescaling, rotation, stored
+from recipes import factors, gptq, packing, quantization, rescaling, rotation, stored, threads
 from recipes.options import Recipe, Rounding, Scales
 from recipes.quantization import QuantizationError
 from recipes.rotation import check_rotation
 from recipes.stored import Weights, open_stored, parts, store, transformed_floats, untie
 from runtime.artifact import sha256
 from runtime.errors import OutputError, RecipeError
-from validation import texts
+from validation import eager, output_layer, products, texts
 from validation.products import kernels
 from validation.progress import within
 
 KEY_FILE = "made_of.json"
 # The code that decides the bytes.
-MAKERS = (calibrate, factors, gptq, packing, quantization, rescaling, rotation, stored, texts)
+MAKERS = (factors, gptq, packing, quantization, rescaling, rotation, stored)
+# And what it goes by, where that is text.
+READERS = (calibrate, dream, eager, output_layer, products, texts, threads)
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ def _refused(loaded: Loaded, recipe: Recipe, error: QuantizationError) -> Recipe
 def _made_of(loaded: Loaded, recipe: Recipe, calibration: Calibration | None) -> str:
     """Whatever decides the bytes of quantized weights."""
     content: dict[str, Any] = {
-        "code": {module.__name__: sha256(Path(str(module.__file__))) for module in MAKERS},
+        "code": _digests(MAKERS),
         "checkpoint": loaded.digests,
         "backend": recipe.backend.value,
         "dtype": recipe.dtype.value,
@@ -145,8 +149,12 @@ def _made_of(loaded: Loaded, recipe: Recipe, calibration: Calibration | None) ->
         "versions": {name: version(name) for name in ("torch", "torchao")},
     }
     if calibration is not None:  # its sums are those of the processor's kernels
-        content["calibration"] = calibration.noted | {"kernels": kernels()}
+        content["calibration"] = calibration.noted | {"kernels": kernels(), "code": _digests(READERS)}
     return json.dumps(content, indent=2, sort_keys=True, default=lambda enum: enum.value) + "\n"
+
+
+def _digests(modules: Iterable[ModuleType]) -> dict[str, str]:
+    return {module.__name__: sha256(Path(str(module.__file__))) for module in modules}
 
 
 def _remove_left_behind(folder: Path) -> None:

@@ -189,6 +189,7 @@ class GenerateConfig(DecodingConfig):
     prompt: str | None = None
     prompts: str | None = None
     chat: bool = False
+    stop: list[str] | None = None
     cache: Cache = Cache.none
     packed_cache: str | None = None
     threads: int | None = None

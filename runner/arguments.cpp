@@ -79,6 +79,7 @@ const std::vector<std::string> SWITCHES{"--self-test", "--json", "--stream", "--
 
 // Keys that Python has and this command has not, and why.
 const std::map<std::string, std::string> OF_PYTHON{
+    {"stop", "texts that end an answer are of Python alone: cut it where it is used"},
     {"chat", "chat templates are of Python alone: give a prompt that is rendered"},
 };
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from runtime.artifact import MANIFEST_FILE, ArtifactError, load_manifest
 from runtime.errors import BadArtifactError, InputError, UsageError
@@ -12,7 +15,7 @@ from runtime.generation import Generation, OnStep, generate
 from runtime.options import OptionError
 from runtime.program import Program, ProgramError
 from runtime.threads import use_threads
-from runtime.tokenizer import TOKENIZER_FILE, load_tokenizer
+from runtime.tokenizer import TOKENIZER_FILE, decode, load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -55,12 +58,44 @@ def open_text_artifact(folder: Path, packed_cache: str | None = None, threads: i
         raise BadArtifactError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
 
 
+def cut_at(text: str, stop: Sequence[str]) -> str:
+    """What is before the first of these texts."""
+    return text[: min((at for at in map(text.find, filter(None, stop)) if at >= 0), default=len(text))]
+
+
+def _stopped_at(artifact: TextArtifact, answer_T: Tensor, stop: Sequence[str]) -> int | None:
+    """How many tokens of an answer are written without a gap, if there is one of these texts in them."""
+    masks = (answer_T == artifact.program.mask_id).nonzero()[:, 0]
+    n = int(masks[0]) if len(masks) else len(answer_T)
+    text = decode(artifact.tokenizer, answer_T[:n].tolist()) if stop else ""
+    return n if cut_at(text, stop) != text else None
+
+
 def write(
-    artifact: TextArtifact, ids: list[int], max_new_tokens: int, options: dict[str, Any], on_step: OnStep | None = None
+    artifact: TextArtifact,
+    ids: list[int],
+    max_new_tokens: int,
+    options: dict[str, Any],
+    on_step: OnStep | None = None,
+    stop: Sequence[str] = (),
 ) -> Generation:
-    """`runtime.generate` with these options. Raises `UsageError`, and `BadArtifactError` for a program that fails."""
+    """`runtime.generate` with these options. stop: texts; writing ends where all before one, and it, is written.
+
+    Raises `UsageError`, and `BadArtifactError` for a program that fails.
+    """
+
+    def after_step(step: int, tokens_BL: Tensor) -> Tensor | None:
+        changed_BL = None
+        if (end := _stopped_at(artifact, tokens_BL[0, len(ids) :], stop)) is not None:
+            changed_BL = tokens_BL.clone()
+            changed_BL[0, len(ids) + end :] = (artifact.program.eos_ids or (artifact.program.pad_id,))[0]
+        if on_step is not None:
+            on_step(step, tokens_BL if changed_BL is None else changed_BL)
+        return changed_BL
+
+    hook = after_step if stop else on_step
     try:
-        return generate(artifact.program, ids, max_new_tokens=max_new_tokens, on_step=on_step, **options)
+        return generate(artifact.program, ids, max_new_tokens=max_new_tokens, on_step=hook, **options)
     except OptionError as error:
         raise UsageError(str(error)) from error
     except (ProgramError, FloatingPointError) as error:

@@ -86,6 +86,26 @@ def test_a_prompt_is_answered(pipeline: Pipeline, sudoku: Path) -> None:
         assert err.count("\n") == 1
 
 
+def test_an_answer_ends_before_a_stop(pipeline: Pipeline, sudoku: Path) -> None:
+    calls = {}
+    for stop in ("[]", '["\\n2"]', '["zz","41\\n"]'):
+        code, out, err = pipeline(
+            "generate", f"artifact={sudoku}", f"prompt={PUZZLE}", f"stop={stop}", "block_length=5"
+        )
+        assert code == 0
+        calls[out] = int(re.findall(r"(\d+) forward calls", err)[0])
+    assert list(calls) == [SOLVED, SOLVED[: SOLVED.index("\n2")] + "\n", SOLVED[: SOLVED.index("41\n")] + "\n"]
+    assert calls[SOLVED] > 2 * min(calls.values()), "what is behind a stop is not computed"
+
+
+def test_an_empty_answer_is_announced(pipeline: Pipeline, sudoku: Path) -> None:
+    code, out, err = pipeline("generate", f"artifact={sudoku}", f"prompt={PUZZLE}{SOLVED.strip()}")
+    assert (code, out) == (0, "\n")
+    assert "min_new_tokens=16" in err.splitlines()[0]
+    code, _, err = pipeline("generate", f"artifact={sudoku}", f"prompt={PUZZLE}", "max_new_tokens=0")
+    assert "empty" not in err
+
+
 def test_a_prompt_is_read_from_stdin(pipeline: Pipeline, sudoku: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(PUZZLE))
     assert pipeline("generate", f"artifact={sudoku}")[:2] == (0, SOLVED)

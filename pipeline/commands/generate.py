@@ -24,7 +24,7 @@ from runtime.chat import chat_template, render_chat
 from runtime.errors import UsageError
 from runtime.generation import Generation
 from runtime.memory import peak_rss
-from runtime.text import TextArtifact, open_text_artifact, write
+from runtime.text import TextArtifact, cut_at, open_text_artifact, write
 from runtime.tokenizer import decode, encode, special_tokens
 
 MASK = "░"
@@ -33,8 +33,11 @@ LINE_KEYS = ["prompt", "messages"]
 
 @dataclass(frozen=True)
 class Answer:
+    """asked: new tokens that there could have been."""
+
     text: str
     generation: Generation
+    asked: int
 
 
 def answer_prompt(config: GenerateConfig, err: Console) -> None:
@@ -50,6 +53,8 @@ def answer_prompt(config: GenerateConfig, err: Console) -> None:
         _say(view.plain() + "\n")
         raise
     _say(answer.text + "\n")
+    if note := _if_empty(answer):
+        err.print(note, markup=False)
     err.print(_what_it_took(answer.generation), style="dim")
 
 
@@ -96,9 +101,20 @@ def _answer(artifact: TextArtifact, config: GenerateConfig, prompt: Any, chat: b
     if view is not None:
         view.start = shown
     on_step = None if view is None else view.update
-    generation = write(artifact, ids, n_new, decoding_options(config, config.cache), on_step)
-    written = generation.tokens[0, shown : len(ids)].tolist() + generation.answers[0].tolist()
-    return Answer(decode(artifact.tokenizer, written), generation)
+    stop = config.stop or []
+    generation = write(artifact, ids, n_new, decoding_options(config, config.cache), on_step, stop)
+    prompt_ids, answer_ids = generation.tokens[0, shown : len(ids)].tolist(), generation.answers[0].tolist()
+    text = decode(artifact.tokenizer, prompt_ids + answer_ids)
+    if stop:
+        text = decode(artifact.tokenizer, prompt_ids) + cut_at(decode(artifact.tokenizer, answer_ids), stop)
+    return Answer(text, generation, n_new)
+
+
+def _if_empty(answer: Answer) -> str:
+    """What to do about an answer that ended before it began."""
+    if len(answer.generation.answers[0]) or not answer.asked:
+        return ""
+    return "note: the answer is empty, its first token was an end: min_new_tokens=16 or eos_penalty=3 ask for more"
 
 
 class View:
