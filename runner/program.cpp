@@ -4,10 +4,10 @@
 #include <executorch/extension/tensor/tensor_ptr.h>
 
 #include <algorithm>
-#include <array>
 #include <fstream>
 
 #include "errors.h"
+#include "flatbuffer.h"
 #include "memory.h"
 #include "packed.h"
 #include "planned.h"
@@ -21,25 +21,17 @@ using executorch::extension::Module;
 
 constexpr size_t HEAD = 64;  // bytes of a .pte that hold its extended header
 
-uint64_t little_endian(const std::array<unsigned char, HEAD>& bytes, size_t at) {
-    uint64_t value = 0;
-    for (size_t i = 8; i-- > 0;) value = value << 8 | bytes[at + i];
-    return value;
-}
-
 // The extended header says how long a program is: a shorter file was cut off.
 void check_size(const std::filesystem::path& file) {
-    std::array<unsigned char, HEAD> head{};
+    std::string head(HEAD, '\0');
     std::ifstream opened(file, std::ios::binary);
     if (!opened) artifact_error(file.string() + ": cannot be read");
-    opened.read(reinterpret_cast<char*>(head.data()), HEAD);
-    const auto starts = [&](size_t at, std::string_view text) {
-        return std::equal(text.begin(), text.end(), &head[at]);
-    };
-    if (opened.gcount() < 40 || !starts(4, "ET") || !starts(8, "eh00")) {
+    opened.read(head.data(), HEAD);
+    if (opened.gcount() < 40 || head.compare(4, 2, "ET") != 0 || head.compare(8, 4, "eh00") != 0) {
         artifact_error(file.string() + ": not an ExecuTorch program");
     }
-    const uint64_t expected = std::max(little_endian(head, 16), little_endian(head, 24) + little_endian(head, 32));
+    const uint64_t expected =
+        std::max(number_at<uint64_t>(head, 16), number_at<uint64_t>(head, 24) + number_at<uint64_t>(head, 32));
     const uint64_t found = std::filesystem::file_size(file);
     if (found < expected) {
         artifact_error(file.string() + ": truncated: " + std::to_string(found) + " bytes of " +

@@ -1,11 +1,11 @@
 #include "safetensors.h"
 
 #include <algorithm>
-#include <array>
 #include <fstream>
 #include <stdexcept>
 
 #include "errors.h"
+#include "flatbuffer.h"
 #include "json.h"
 
 namespace dreamedge {
@@ -57,10 +57,9 @@ Safetensors::Safetensors(std::filesystem::path file) : file_(std::move(file)) {
         std::filesystem::is_regular_file(file_, failed) ? std::filesystem::file_size(file_, failed) : 0;
     std::ifstream opened(file_, std::ios::binary);
     if (!opened || failed || size < 8) throw std::invalid_argument("not a safetensors file");
-    std::array<unsigned char, 8> length{};
-    opened.read(reinterpret_cast<char*>(length.data()), 8);
-    uint64_t n_header = 0;
-    for (size_t i = 8; i-- > 0;) n_header = n_header << 8 | length[i];
+    std::string length(8, '\0');
+    opened.read(length.data(), 8);
+    const auto n_header = number_at<uint64_t>(length, 0);
     if (n_header > MAX_HEADER) {
         throw std::invalid_argument("a header of " + std::to_string(n_header) + " bytes, more than " +
                                     std::to_string(MAX_HEADER));

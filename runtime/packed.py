@@ -22,12 +22,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.delegates import delegates, matrices, named_data, segments
+from runtime.delegates import BACKEND, delegates, matrices, named_data, segments
 from runtime.processor import features
 
 VERSION = "1.5.1"
 MAGIC = b"CWPX"  # before the last four bytes of a complete file: what a killed process left has none
-BACKEND = b"XnnpackBackend"
 BY_CONTENT = re.compile("(scale_)?[0-9a-f]{64}")  # the names of an exporter that names constants by their sha256
 _SET_OPTION = "_ZN10executorch7runtime10set_optionEPKcNS0_4SpanINS0_13BackendOptionEEE"
 _GET_BACKEND = "_ZN10executorch7runtime17get_backend_classEPKc"
@@ -177,7 +176,7 @@ def _enable(libraries: Path, enabled: bool) -> None:
     option.value[0] = enabled
     set_option = getattr(ctypes.CDLL(str(libraries / "libexecutorch.so")), _SET_OPTION)
     set_option.argtypes = (ctypes.c_char_p, _Options)
-    if error := set_option(BACKEND, _Options(ctypes.pointer(option), 1)):
+    if error := set_option(BACKEND.encode(), _Options(ctypes.pointer(option), 1)):
         raise PackedError(f"the runtime refuses to keep packed weights: its error {error:#x}")
 
 
@@ -188,7 +187,7 @@ def _set_path(libraries: Path, file: Path) -> None:
     get_cache, set_path = (getattr(xnnpack, name) for name in (_GET_CACHE, _SET_PATH))
     get_cache.argtypes, get_cache.restype = (ctypes.c_void_p, ctypes.POINTER(_String)), _Cache
     set_path.argtypes, set_path.restype = (ctypes.c_void_p, ctypes.POINTER(_String)), None
-    options = get_backend(BACKEND) + ctypes.sizeof(ctypes.c_void_p)  # its first member
+    options = get_backend(BACKEND.encode()) + ctypes.sizeof(ctypes.c_void_p)  # its first member
     cache = get_cache(options, _string(b""))  # of methods that were loaded without a path
     if not cache.ok:
         raise PackedError("the runtime has no cache of packed weights")
