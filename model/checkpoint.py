@@ -64,7 +64,7 @@ def load_hf_model(
         tensor = stored.to(device=device, dtype=dtype or stored.dtype)
         if tensor.dtype != stored.dtype and not _is_finite(tensor):
             raise CheckpointError(f"{folder}: {hf_name(name)} has values beyond the range of {tensor.dtype}")
-        _set_parameter(model, name, tensor)
+        set_parameter(model, name, tensor)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
     return model.eval(), "Dream", config
@@ -190,7 +190,7 @@ def hf_name(name: str) -> str:
     return name if name.startswith("lm_head.") else f"model.{name}"
 
 
-def _set_parameter(model: DreamEdge, name: str, tensor: Tensor) -> None:
+def set_parameter(model: DreamEdge, name: str, tensor: Tensor) -> None:
     module, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(module), leaf, torch.nn.Parameter(tensor, requires_grad=False))
 

@@ -62,6 +62,9 @@ def register() -> None:
     # A path of DreamEdge's own, wherever the command is run.
     OmegaConf.register_new_resolver("root", lambda path: str(HOME / path), replace=True)
     OmegaConf.register_new_resolver("tmp", tempfile.gettempdir, replace=True)
+    OmegaConf.register_new_resolver(
+        "dashed", lambda path: f"-{Path(path).resolve().name}" if path else "", replace=True
+    )
     OmegaConf.register_new_resolver("basename", lambda path: Path(path).resolve().name, replace=True)
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from model import CheckpointError, ConfigError, DreamEdge, DreamEdgeConfig, load_hf_model
+from model import lora as lora_adapter
+from model.checkpoint import set_parameter
 from model.checkpoint_files import INDEX, weight_files
+from model.lora import adapter_files, merge, read_adapter
 from runtime.artifact import sha256
 from runtime.chat import end_tokens
-from runtime.errors import InputError
+from runtime.errors import InputError, OutputError
 from runtime.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -26,6 +33,9 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+
+
+LORA = "lora/"  # that the digests of an adapter's files begin with
 
 
 @dataclass(frozen=True)
@@ -44,8 +54,10 @@ class Loaded:
     tokenizer_files: tuple[Path, ...]
 
 
-def load(folder: Path) -> Loaded:
-    """Weights keep the type they are stored in. Raises `InputError`."""
+def load(folder: Path, lora: str | None = None, cache: Path | None = None) -> Loaded:
+    """Weights keep the type they are stored in. lora: the folder of an adapter that is merged into them; what is merged
+    is kept in `cache`. Raises `InputError`, and `OutputError` where there is no room for it.
+    """
     try:
         model, _, config = load_hf_model(folder, dtype=None)
         files = weight_files(folder)
@@ -57,12 +69,40 @@ def load(folder: Path) -> Loaded:
         raise InputError(f"{folder}: its tokenizer has id {largest}, its network knows 0..{config.vocab_size - 1}")
     model.config = config = replace(config, eos_token_id=(*config.eos_ids, *end_tokens(folder, tokenizer)))
     hashed = [folder / "config.json", *files, *([folder / INDEX] if (folder / INDEX).is_file() else [])]
+    digests = dict(zip([file.name for file in hashed], map(sha256, hashed), strict=True))
+    if lora is not None:
+        assert cache is not None
+        digests |= _merged(model, Path(lora), digests, cache)
     return Loaded(
         model=model,
         config=config,
         folder=folder,
         weights=sum(file.stat().st_size for file in files),
-        digests=dict(zip([file.name for file in hashed], map(sha256, hashed), strict=True)),
+        digests=digests,
         tokenizer=tokenizer,
         tokenizer_files=tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file()),
     )
+
+
+def _merged(model: DreamEdge, adapter: Path, checkpoint: dict[str, str], cache: Path) -> dict[str, str]:
+    """Merge it into the model. Returns the digests of its files."""
+    try:
+        digests = {f"{LORA}{file.name}": sha256(file) for file in adapter_files(adapter)}
+        made_of = json.dumps([checkpoint, digests, sha256(Path(str(lora_adapter.__file__)))])
+        merge(model, read_adapter(adapter, model), cache / f"lora-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}")
+    except CheckpointError as error:
+        raise InputError(f"lora: {error}") from error
+    except OSError as error:
+        raise OutputError(f"{cache}: the merged weights cannot be kept: {error.strerror or error}") from error
+    return digests
+
+
+def float32_model(loaded: Loaded) -> DreamEdge:
+    """All of it at once, in memory."""
+    with torch.device("meta"):
+        model = DreamEdge(loaded.config)
+    for name, parameter in loaded.model.named_parameters():  # a tied one once
+        set_parameter(model, name, parameter.data.float())
+    if loaded.config.tie_word_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
+    return model.eval()

@@ -39,7 +39,7 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
     needs = check_resources(config, display.console)
     with staging(output, config.overwrite) as folder:
         with display.stage("load"):
-            loaded = load(Path(config.checkpoint))
+            loaded = load(Path(config.checkpoint), config.lora, Path(config.cache))
             max_seq_len, _ = lengths(loaded.config, config.export)  # before the long work
             asked = (config.task, config.validation, max_seq_len, DEFAULT_TEXT)
             material = material_of(loaded.folder, loaded.tokenizer, loaded.config, *asked)

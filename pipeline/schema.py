@@ -28,6 +28,7 @@ class ExportConfig:
 @dataclass
 class RunConfig:
     checkpoint: str = MISSING
+    lora: str | None = None
     calibration: str | None = None
     output: str = MISSING
     force: bool = False
@@ -54,6 +55,7 @@ class TuneBudget:
 @dataclass
 class TuneConfig:
     checkpoint: str = MISSING
+    lora: str | None = None
     calibration: str | None = None
     output: str = MISSING
     plot: str | None = None
@@ -102,6 +104,7 @@ class Margins:
 class ValidateConfig:
     artifact: str = MISSING
     checkpoint: str | None = None
+    lora: str | None = None
     calibration: str | None = None
     prompts: str | None = None
     checker: str | None = None
@@ -234,6 +237,7 @@ class CompareConfig:
 class ExplainConfig:
     artifact: str = MISSING
     checkpoint: str = MISSING
+    lora: str | None = None
     calibration: str | None = None
     cache: str = MISSING
     output: str | None = None
@@ -258,7 +262,7 @@ PATHS = {
     "key",
     "output",
 }
-PATHS |= {"calibration", "packed_cache", "plot", "prompts", "runner", "summary", "texts"}
+PATHS |= {"calibration", "lora", "packed_cache", "plot", "prompts", "runner", "summary", "texts"}
 TEXTS = {"better", "description", "name", "prompt"}
 
 SCHEMAS = {

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-from model import load_hf_model
-from pipeline.load import Loaded
+from pipeline.load import Loaded, float32_model
 from pipeline.lower import Lowered
 from pipeline.quantize import Quantized
 from recipes.options import Fold, Recipe
@@ -52,7 +49,7 @@ def validate(
     float32_answers, share = None, 0.0
     if task is not None:
         report("float32 loads")
-        float32_answers = solve(load_hf_model(loaded.folder, dtype=torch.float32)[0], task, within("float32", report))
+        float32_answers = solve(float32_model(loaded), task, within("float32", report))
         share = _share(loaded, task_config, task, float32_answers)
         check_fit(task_config.name, len(task.prompts), share, drop)
     float32 = Weights(loaded.model, {})

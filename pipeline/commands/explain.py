@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.commands.validate import config_of, same_calibration
+from pipeline.commands.validate import check_same, config_of, same_calibration
 from pipeline.config import load_task, names_of
 from pipeline.display import Display
 from pipeline.load import load
@@ -22,7 +22,7 @@ from report.page import page, picture
 from report.plots import costliest, noise_plots
 from report.terminal import table
 from runtime.artifact import REFERENCE_FILE, ArtifactError, read_manifest
-from runtime.errors import BadArtifactError, InputError, OutputError, UsageError, ValidationError
+from runtime.errors import BadArtifactError, OutputError, UsageError, ValidationError
 from runtime.program import MODEL_FILE, ProgramError
 from validation.figures import IDENTICAL_DB
 from validation.quantization_noise import KINDS, ModelNoise, quantization_noise
@@ -53,9 +53,8 @@ def explain_artifact(config: ExplainConfig, display: Display) -> Explained:
         manifest = read_manifest(artifact)
         recipe = config_of(artifact, manifest).recipe
         with display.stage("load"):
-            loaded = load(Path(config.checkpoint))
-            if loaded.digests != manifest["checkpoint"]["sha256"]:
-                raise InputError(f"{config.checkpoint} is not the checkpoint that {artifact} was made of")
+            loaded = load(Path(config.checkpoint), config.lora, Path(config.cache))
+            check_same(loaded, artifact, manifest)
             task = manifest["task"]["name"]
             known = load_task(task).calibration if task in names_of("task") else None
             noted = manifest["calibration"]

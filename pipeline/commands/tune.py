@@ -129,7 +129,7 @@ def measure(config: TuneConfig, display: Display) -> Measured:
         task = load_task(task_of_checkpoint(Path(config.checkpoint)))
     check_settings(task, config.validation)
     with display.stage("load") as report:
-        loaded = load(Path(config.checkpoint))
+        loaded = load(Path(config.checkpoint), config.lora, Path(config.cache))
         float32 = Weights(loaded.model, {})
         max_seq_len, max_rows = lengths(loaded.config, ExportConfig())
         asked = (task, config.validation, max_seq_len, DEFAULT_TEXT)

@@ -16,7 +16,7 @@ from pipeline.calibrate import Calibration, calibration_of
 from pipeline.config import CALIBRATION_TEXT, DEFAULT_TEXT, load_task, names_of
 from pipeline.display import Display
 from pipeline.export import export, lengths
-from pipeline.load import Loaded, load
+from pipeline.load import LORA, Loaded, load
 from pipeline.lower import lower
 from pipeline.quantize import quantize
 from pipeline.schema import ExportConfig, PinnedBounds, RunConfig, Target, ValidateConfig
@@ -56,8 +56,9 @@ def revalidate(config: ValidateConfig, display: Display) -> list[Figure]:
         task = _task_of(artifact, manifest, config)
         baseline = None if config.baseline is None else open_baseline(Path(config.baseline), manifest)
         if config.checkpoint is not None:
-            files = (Path(config.checkpoint), config.texts, config.calibration)
-            figures = _against_checkpoint(artifact, manifest, task, *files, config.threads, display)
+            files = (Path(config.checkpoint), config.lora, config.texts, config.calibration)
+            with tempfile.TemporaryDirectory() as folder:
+                figures = _against_checkpoint(artifact, manifest, task, *files, config.threads, Path(folder), display)
         else:
             with display.stage("validate") as report:
                 figures = _alone(artifact, manifest, task, config.threads, report)
@@ -117,11 +118,14 @@ def _against_checkpoint(
     manifest: dict[str, Any],
     task: TaskConfig,
     checkpoint: Path,
+    lora: str | None,
     texts: str | None,
     calibration_file: str | None,
     threads: int | None,
+    folder: Path,
     display: Display,
 ) -> list[Figure]:
+    """folder: for what is made on the way."""
     config = config_of(artifact, manifest)
     if config.validation.prompts is not None:
         if texts is None:
@@ -129,29 +133,38 @@ def _against_checkpoint(
         config.validation.prompts = texts
     check_settings(task, config.validation)
     with display.stage("load"):
-        loaded = load(checkpoint)
-        if loaded.digests != manifest["checkpoint"]["sha256"]:
-            raise InputError(f"{checkpoint} is not the checkpoint that {artifact} was made of: its sha256 differ")
+        loaded = load(checkpoint, lora, folder)
+        check_same(loaded, artifact, manifest)
         positions, _ = lengths(loaded.config, config.export)
         read = (task, config.validation, positions, DEFAULT_TEXT)
         given = calibration_file or task.calibration
         calibration = same_calibration(loaded, config.recipe, manifest["calibration"], given)
         material = material_of(loaded.folder, loaded.tokenizer, loaded.config, *read)
-    with tempfile.TemporaryDirectory() as folder:
-        with display.stage("quantize") as report:
-            quantized = quantize(loaded, config.recipe, Path(folder), report, calibration)
-        with display.stage("export"):
-            exported = export(quantized, config.export)
-        with display.stage("lower") as report:
-            again = lower(exported, quantized, Path(folder) / MODEL_FILE, report)
-        other = kernels() if calibration is not None and kernels() != manifest["eager"] else None
-        repeated = same_export(artifact / MODEL_FILE, again.pte, other)
-        with display.stage("validate") as report:
-            theirs = replace(again, pte=artifact / MODEL_FILE)
-            reference_file = Path(folder) / REFERENCE_FILE
-            asked = (material, config.budget, task, config.validation)
-            validated = validate(theirs, quantized, loaded, *asked, reference_file, report, threads)
+    with display.stage("quantize") as report:
+        quantized = quantize(loaded, config.recipe, folder, report, calibration)
+    with display.stage("export"):
+        exported = export(quantized, config.export)
+    with display.stage("lower") as report:
+        again = lower(exported, quantized, folder / MODEL_FILE, report)
+    other = kernels() if calibration is not None and kernels() != manifest["eager"] else None
+    repeated = same_export(artifact / MODEL_FILE, again.pte, other)
+    with display.stage("validate") as report:
+        theirs = replace(again, pte=artifact / MODEL_FILE)
+        asked = (material, config.budget, task, config.validation)
+        validated = validate(theirs, quantized, loaded, *asked, folder / REFERENCE_FILE, report, threads)
     return [*validated.figures, repeated]
+
+
+def check_same(loaded: Loaded, artifact: Path, manifest: dict[str, Any]) -> None:
+    """Raises `InputError` for a checkpoint, or an adapter, that the artifact was not made of; `UsageError` for none."""
+    noted = manifest["checkpoint"]["sha256"]
+    here, there = (any(name.startswith(LORA) for name in digests) for digests in (loaded.digests, noted))
+    if there and not here:
+        raise UsageError(f"{artifact} was made with a LoRA adapter: give lora=DIR")
+    if loaded.digests != noted:
+        raise InputError(
+            f"{loaded.folder}{' with lora' * here} is not the checkpoint that {artifact} was made of: its sha256 differ"
+        )
 
 
 def same_export(pte: Path, again: Path, other_kernels: dict[str, str] | None = None) -> Figure:
