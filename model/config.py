@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from reprlib import repr as short
 from typing import Any
 
+from model.family import other_model
+
 
 class ConfigError(ValueError):
     """A config that is not Dream's, or asks for something that is not supported."""
@@ -91,7 +93,9 @@ class DreamEdgeConfig:
             architectures = config.get("architectures")
             if architectures:
                 found += f", architectures {architectures!r}"
-            raise ConfigError(f"not a Dream checkpoint: expected model_type 'Dream', found {found}")
+            other = other_model(model_type) if isinstance(model_type, str) else None
+            why = f": that is {other.name}, {other.why}" if other else ""
+            raise ConfigError(f"not a Dream checkpoint: expected model_type 'Dream', found {found}{why}")
         for name, is_supported in _SUPPORTED.items():
             if name in config and not is_supported(config):
                 raise ConfigError(f"unsupported: {name} = {config[name]!r} in the config")

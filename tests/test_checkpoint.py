@@ -285,6 +285,11 @@ def test_config_is_no_object(folder: Path, content: str, found: str) -> None:
         ({"model_type": REMOVED}, ["no model_type", "'DreamModel'"]),
         ({"model_type": None, "architectures": REMOVED}, ["no model_type"]),
         ({"model_type": ["Dream"]}, ["model_type ['Dream']"]),
+        ({"model_type": "llada"}, ["that is LLaDA, another body"]),
+        ({"model_type": "llada2_moe"}, ["that is LLaDA"]),
+        ({"model_type": "sdar"}, ["that is SDAR", "from block to block"]),
+        ({"model_type": "Fast_dLLM_Qwen"}, ["that is Fast-dLLM v2"]),
+        ({"model_type": "qwen2"}, ["that is an autoregressive model"]),
     ],
 )
 def test_not_dream(folder: Path, changes: dict[str, Any], found: list[str]) -> None:

@@ -222,6 +222,12 @@ def test_what_recipes_lose_on_text_is_what_was_measured() -> None:
     assert kl["int4_fast_xnnpack"] < kl["int4_xnnpack, to the nearest"], "what is fast is better than groups of 32 were"
 
 
+def test_the_page_of_the_family_names_all_that_are_refused() -> None:
+    from model.family import table
+
+    assert table() in (ROOT / "docs" / "family.md").read_text()
+
+
 def test_full_size_is_what_was_measured() -> None:
     """The page shows what its JSON holds, and its claims are those of the JSON."""
     from scripts import show_fullsize as show
