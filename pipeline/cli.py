@@ -102,7 +102,7 @@ def _under_hydra(
         raise
     except Exception as error:
         # Outside the job there is only Hydra, reading what the user wrote.
-        raise UsageError(explain(error, command)) from error
+        raise UsageError(explain(error, command, arguments)) from error
     return next((code for code in codes if code), 0)
 
 

@@ -110,7 +110,8 @@ def catch(faults: list[Fault], on: str, folder: Path, output: Path) -> None:
         if key not in rights:
             artifact = folder / "-".join(key)
             checkpoint = _like_golden(fault.checkpoint, on, folder)
-            settings = [f"checkpoint={checkpoint}", f"cache={folder / 'cache'}", "export.max_seq_len=256", *PLAIN]
+            settings = [f"checkpoint={checkpoint}", f"cache={folder / 'cache'}", "export.max_seq_len=256"]
+            settings += PLAIN * fault.recipe.startswith("int")
             code, said = _quiet(["run", f"recipe={fault.recipe}", f"output={artifact}", *settings])
             if code != 0:
                 raise SystemExit(f"faults: the right program of {key} was not made: {said}")

@@ -17,7 +17,6 @@ from scripts import train_english
 from tests.outliers import OUTLIERS
 
 SECONDS = 30.0
-# What a YAML of sizes holds; ids are the tokenizer's.
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -28,6 +27,10 @@ SIZES = (
     "max_position_embeddings",
     "rope_theta",
     "tie_word_embeddings",
+    "mask_token_id",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
 )
 
 
@@ -38,6 +41,7 @@ def write_text_checkpoint(
     output.mkdir(parents=True)
     corpus, shape = output.with_suffix(".corpus"), output.with_suffix(".yaml")
     _write_corpus(corpus)
+    sizes = train_english.with_last_ids(sizes)
     shape.write_text(json.dumps({name: getattr(sizes, name) for name in SIZES}), encoding="utf-8")
     asked: dict[str, Any] = {"output": output, "seconds": seconds, "device": "cpu", "corpus": [corpus], "shape": shape}
     before = train_english.log.level

@@ -86,6 +86,10 @@ def test_help_names_every_exit_code() -> None:
         (["run", "checkpont=x"], ["no key 'checkpont'", "did you mean 'checkpoint'"]),
         (["run", "recip=int4_xnnpack"], ["no key 'recip'", "did you mean 'recipe'"]),
         (["run", "export.max_seqlen=3"], ["no key 'export.max_seqlen'", "did you mean 'export.max_seq_len'"]),
+        (
+            ["run", "recipe=fp16_xnnpack", "recipe.linear.rounding=nearest"],
+            ["recipe.linear.rounding: there is nothing to set it in"],
+        ),
         (["run", "recipe.linear.group_sz=3"], ["no key 'recipe.linear.group_sz'", "'recipe.linear.group_size'"]),
         (["run", "+surplus=1"], ["no key 'surplus'"]),
         (["run", "+recipe.surplus=1"], ["no key 'recipe.surplus'"]),

@@ -113,7 +113,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"eos_penalty": float("nan")}, "eos_penalty nan"),
     ({"eos_penalty": None}, "eos_penalty None: must be a number"),
     ({"min_new_tokens": -1}, "min_new_tokens -1"),
-    ({"no_repeat_ngram_size": 1}, "no_repeat_ngram_size 1: must be at least 2"),
+    ({"no_repeat_ngram_size": 1}, "at least 2 tokens"),
     ({"no_repeat_ngram_size": 2.5}, "must be a whole number"),
 ]
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from model import CheckpointError, DreamEdge, load_hf_model
 from model.checkpoint import hf_name
+from model.checkpoint_files import weight_files
 from model.lora import ADAPTER, ADAPTER_CONFIG, merge, read_adapter
 from tests.checkpoints import GOLDEN
 
@@ -36,7 +37,7 @@ class Published(nn.Module):
 def stored_in(dtype: torch.dtype, folder: Path) -> Path:
     """gqa2, with its weights in another type."""
     shutil.copytree(GOLDEN / "gqa2", folder)
-    for file in folder.glob("*.safetensors"):
+    for file in weight_files(folder):
         save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
     return folder
 
@@ -165,8 +166,9 @@ def test_a_run_with_an_adapter_makes_what_the_merged_checkpoint_makes(tmp_path: 
     checkpoint = stored_in(torch.bfloat16, tmp_path / "checkpoint")
     network = write_adapter(checkpoint, tmp_path / "adapter")
     whole = stored_in(torch.bfloat16, tmp_path / "merged")
-    (file,) = whole.glob("*.safetensors")
-    save_file({hf_name(n): p.data.contiguous() for n, p in network.named_parameters()}, file, metadata={"format": "pt"})
+    merged = {hf_name(name): parameter.data for name, parameter in network.named_parameters()}
+    for file in weight_files(whole):
+        save_file({name: merged[name].contiguous() for name in load_file(file)}, file, metadata={"format": "pt"})
     common = [f"cache={tmp_path / 'cache'}", "export.max_seq_len=64", "recipe=int8_xnnpack"]
     made, same = tmp_path / "made", tmp_path / "same"
     assert pipeline("run", f"checkpoint={whole}", f"output={same}", *common)[0] == 0

@@ -115,7 +115,7 @@ FAULTS = (
         EVERY_OUTPUT,
     ),
     Fault(
-        "network", "RoPE from the call's start", network_of(network.rope_from_start), "fidelity_db", "append|block|one-"
+        "network", "RoPE from the call's start", network_of(network.rope_from_start), "fidelity_db", "append|block|one-|call [1-9]"
     ),
     *(
         Fault(
