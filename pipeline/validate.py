@@ -66,7 +66,7 @@ def validate(
         measured = measure(lowered.pte, reference_file, reference, bounds, expected, threads, report)
     except ProgramError as error:
         raise BadArtifactError(str(error)) from error
-    floored = with_floors(reference, measured.replay, quantized.weights, bounds["fidelity_db"], report)
+    floored = with_floors(reference, measured.replay, quantized.weights, bounds, report)
     if floored is not reference:
         save_reference(floored, reference_file)
         measured = measured.judged_by(floored, bounds)

@@ -87,8 +87,10 @@ std::vector<Figure> fidelity(const std::vector<Measured>& calls, const Bounds& b
         figures[0].where += "; no call is free of rounding ties";
         return figures;
     }
-    const Measured& least_exact = worst(exact, [](const Measured& call) { return call.sqnr_db; });
-    figures.push_back({"fidelity", "fidelity_exact_db", least_exact.sqnr_db, exact_bound, true,
+    const auto exact_floor_of = [&](const Measured& call) { return std::min(exact_bound, call.floor_db); };
+    const Measured& least_exact =
+        worst(exact, [&](const Measured& call) { return call.sqnr_db - exact_floor_of(call); });
+    figures.push_back({"fidelity", "fidelity_exact_db", least_exact.sqnr_db, exact_floor_of(least_exact), true,
                        least_exact.where() + "; " + std::to_string(exact.size()) + " of " +
                            std::to_string(calls.size()) + " calls are free of rounding ties"});
     return figures;

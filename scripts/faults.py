@@ -1,7 +1,7 @@
 """Put faults into right programs and see what catches them; build right ones and see that nothing is raised.
 
 python -m scripts.faults catch OUTPUT.json [--only NAME ...] [--on golden|text|outliers]
-python -m scripts.faults alarms OUTPUT.json [--seeds N]
+python -m scripts.faults alarms OUTPUT.json [--first N] [--seeds N] [--kind text]
 
 Right programs, and wrong ones if it is asked for, are also made of checkpoints that know English, with text for
 calibration and validation, tied and not, some with outliers that quantization cannot bear, up to 2,048 positions.
@@ -81,9 +81,10 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="a JSON file for the figures")
     parser.add_argument("--only", nargs="*", default=[], help="faults, or groups of them; all by default")
     parser.add_argument(
-        "--seeds", type=int, default=36, help="checkpoints that right programs are made of; of `right`, which"
+        "--seeds", type=int, default=36, help="how many checkpoints right programs are made of; of `right`, which one"
     )
     parser.add_argument("--first", type=int, default=0, help="seed")
+    parser.add_argument("--kind", default="", help="of right programs, only those of checkpoints that begin with this")
     parser.add_argument("--on", choices=ON, default="golden", help="what wrong programs are made of")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -93,7 +94,9 @@ def main() -> None:
             chosen = [fault for fault in FAULTS if not args.only or {fault.name, fault.group} & set(args.only)]
             catch(chosen, args.on, Path(folder), args.output)
         elif args.what == "alarms":
-            alarms(range(args.first, args.seeds), Path(folder), args.output)
+            seeds = range(args.first, args.first + args.seeds)
+            chosen_seeds = [seed for seed in seeds if CHECKPOINTS[seed % len(CHECKPOINTS)].startswith(args.kind)]
+            alarms(chosen_seeds, Path(folder), args.output)
         else:
             right_programs(args.seeds, Path(folder), args.output)
 

@@ -122,22 +122,37 @@ def test_how_far_ties_lead_is_measured_on_the_few_calls_that_are_far(
     bounds = bounds_of(load_recipe("int4_xnnpack"), Budget())
     weights = in_memory(quantized_model("gqa2", "int4_xnnpack"), Backend.xnnpack)
     whole = [sequence.name for sequence in reference.sequences if sequence.name.startswith("whole")]
-    assert tied_calls.with_floors(reference, replayed, weights, bounds["fidelity_db"]) is reference
+    assert tied_calls.with_floors(reference, replayed, weights, bounds) is reference
     # A wrong program is wrong in more calls than a tie makes loud.
     many = moved(int4, whole[: tied_calls.MOST + 1], 25)
-    assert tied_calls.with_floors(reference, many, weights, bounds["fidelity_db"]) is reference
+    assert tied_calls.with_floors(reference, many, weights, bounds) is reference
     far = moved(int4, whole[:1], 25)
-    quiet = tied_calls.with_floors(reference, far, weights, bounds["fidelity_db"])
+    quiet = tied_calls.with_floors(reference, far, weights, bounds)
     floors = {e.floor_db for row in quiet.expected for e in row} - {math.inf}
     assert len(floors) == 1
     assert min(floors) > 30, "here no tie is as loud as that"
     assert "fidelity_db" in failing(fidelity(quiet, far, bounds))
     monkeypatch.setattr(tied_calls, "MOVED", 0.05)
-    loud = tied_calls.with_floors(reference, far, weights, bounds["fidelity_db"])
+    loud = tied_calls.with_floors(reference, far, weights, bounds)
     save_reference(loud, tmp_path / "reference.safetensors")
     kept = load_reference(tmp_path / "reference.safetensors")
     assert {e.floor_db for row in kept.expected for e in row} == {e.floor_db for row in loud.expected for e in row}
     assert failing(fidelity(kept, far, bounds)) == set()
+
+
+def test_a_call_with_a_tie_that_was_not_seen_is_held_to_what_a_tie_makes_of_it(int4: Case) -> None:
+    """A few of those that are free of ties; not where more are far, for a wrong weight is seen in all of them."""
+    _, reference, _ = int4
+    bounds = bounds_of(load_recipe("int4_xnnpack"), Budget())
+    weights = in_memory(quantized_model("gqa2", "int4_xnnpack"), Backend.xnnpack)
+    free = [s.name for s, row in zip(reference.sequences, reference.expected, strict=True) if row[0].tie_margin > 1e-4]
+    assert len(free) > tied_calls.MOST
+    far, wrong, many = moved(int4, free[:1], 100), moved(int4, free[:1], 60), moved(int4, free[:4], 100)
+    assert failing(fidelity(reference, far, bounds)) == {"fidelity_exact_db"}
+    floored = tied_calls.with_floors(reference, far, weights, bounds)
+    assert failing(fidelity(floored, far, bounds)) == set()
+    assert "fidelity_exact_db" in failing(fidelity(floored, wrong, bounds))
+    assert tied_calls.with_floors(reference, many, weights, bounds) is reference
 
 
 def test_wrong_attention_fails_the_long_calls_too(int4: Case) -> None:

@@ -66,8 +66,8 @@ def sqnr_db(expected: Tensor, actual: Tensor) -> float:
 def fidelity(reference: Reference, replay: Replay, bounds: dict[str, float]) -> list[Figure]:
     """The program against the same model in eager, call by call; the worst counts.
 
-    No call free of ties has to come nearer to eager than rounding allows: `Reference.floor_db`. Of calls with ties that
-    is measured for those few that are beyond the bound: `Expected.floor_db`.
+    No call free of ties has to come nearer to eager than rounding allows: `Reference.floor_db`. For those few calls that
+    are beyond their bound it is measured what a tie would make of them: `Expected.floor_db`.
     """
     exact_bound = min(bounds["fidelity_exact_db"], reference.floor_db)
     # Without quantized activations no call has a tie, and both bounds are of the same calls.
@@ -79,13 +79,14 @@ def fidelity(reference: Reference, replay: Replay, bounds: dict[str, float]) -> 
     _, farthest = _worst((db - floors[where], where) for where, db, _ in calls)
     found = next(db for where, db, _ in calls if where == farthest)
     figures = [Figure("fidelity", "fidelity_db", found, floors[farthest], True, farthest)]
-    exact = [(db, where) for where, db, margin in calls if margin > TIE_MARGIN]
+    exact = {where: db for where, db, margin in calls if margin > TIE_MARGIN}
     if not exact:
         # In a wide quantized network every call has a tie; `changed_weights` then shows that each weight is right.
         return [replace(figures[0], where=f"{farthest}; no call is free of rounding ties")]
-    worst = _worst(exact)
-    where = f"{worst[1]}; {len(exact)} of {len(calls)} calls are free of rounding ties"
-    return [*figures, Figure("fidelity", "fidelity_exact_db", worst[0], exact_bound, True, where)]
+    floors = {where: min(exact_bound, e.floor_db) for where, e, _ in judged}
+    _, farthest = _worst((db - floors[where], where) for where, db in exact.items())
+    said = f"{farthest}; {len(exact)} of {len(calls)} calls are free of rounding ties"
+    return [*figures, Figure("fidelity", "fidelity_exact_db", exact[farthest], floors[farthest], True, said)]
 
 
 def quality(reference: Reference, replay: Replay, bounds: dict[str, float]) -> list[Figure]:

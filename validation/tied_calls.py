@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -14,7 +15,7 @@ from validation.figures import TIE_MARGIN, sqnr_db
 from validation.logits import summarize
 from validation.products import product
 from validation.progress import Report, silent, within
-from validation.reference import Reference, Sequence
+from validation.reference import Expected, Reference, Sequence
 from validation.replay import Replay
 
 RUNS = 12
@@ -25,14 +26,26 @@ MOST = 3  # sequences. A wrong program is wrong in more of them, and then nothin
 
 
 def with_floors(
-    reference: Reference, replay: Replay, quantized: Weights, bound_db: float, report: Report = silent
+    reference: Reference, replay: Replay, quantized: Weights, bounds: Mapping[str, float], report: Report = silent
 ) -> Reference:
-    """The reference with `Expected.floor_db` for the few calls with ties that the program does not answer within bound.
+    """The reference with `Expected.floor_db` for the few calls that the program does not answer within bounds.
 
-    In some networks a single activation that falls to its other side is as loud as all rounding of the others. Then
-    eager, its products moved as float32's rounding may move them, is as far from itself.
+    In some networks a single activation that falls to its other side is as loud as all rounding of the others; in those
+    with outliers float32's rounding moves an activation by more than `TIE_MARGIN`, so that a call has a tie that was
+    not seen. Then eager, its products moved as float32's rounding may move them, is as far from itself.
     """
-    asked = [i for i, sequence in enumerate(reference.sequences) if _is_far(reference, replay, i, sequence, bound_db)]
+    exact_db = min(bounds["fidelity_exact_db"], reference.floor_db)
+
+    def bound_of(e: Expected) -> float:
+        return (
+            bounds["fidelity_db"] if e.tie_margin <= TIE_MARGIN else exact_db if e.tie_margin < math.inf else -math.inf
+        )
+
+    def is_far(i: int, sequence: Sequence) -> bool:
+        calls = zip(reference.expected[i], replay.logits[sequence.name], strict=True)
+        return any(sqnr_db(e.eager, actual.vector) < bound_of(e) for e, actual in calls)
+
+    asked = [i for i, sequence in enumerate(reference.sequences) if is_far(i, sequence)]
     if not 0 < len(asked) <= MOST:
         return reference
     expected = list(reference.expected)
@@ -40,15 +53,8 @@ def with_floors(
         report("how far ties lead", n, len(asked))
         worst = _moved(quantized, reference.sequences[i], [e.eager for e in expected[i]], within("ties", report))
         floors = zip(expected[i], worst, strict=True)
-        expected[i] = tuple(
-            replace(e, floor_db=db - MARGIN_DB) if e.tie_margin <= TIE_MARGIN else e for e, db in floors
-        )
+        expected[i] = tuple(replace(e, floor_db=db - MARGIN_DB) for e, db in floors)
     return replace(reference, expected=tuple(expected))
-
-
-def _is_far(reference: Reference, replay: Replay, i: int, sequence: Sequence, bound_db: float) -> bool:
-    calls = zip(reference.expected[i], replay.logits[sequence.name], strict=True)
-    return any(e.tie_margin <= TIE_MARGIN and sqnr_db(e.eager, actual.vector) < bound_db for e, actual in calls)
 
 
 def _moved(weights: Weights, sequence: Sequence, eager: list[Tensor], report: Report) -> list[float]:

@@ -115,7 +115,11 @@ FAULTS = (
         EVERY_OUTPUT,
     ),
     Fault(
-        "network", "RoPE from the call's start", network_of(network.rope_from_start), "fidelity_db", "append|block|one-|call [1-9]"
+        "network",
+        "RoPE from the call's start",
+        network_of(network.rope_from_start),
+        "fidelity_db",
+        "append|block|one-|call [1-9]",
     ),
     *(
         Fault(
