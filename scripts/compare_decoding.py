@@ -24,6 +24,8 @@ from model import DreamEdge, load_hf_model
 from pipeline.config import ASSETS
 from report.chart import Axis, Series, chart
 from report.files import write_json
+from report.page import picture
+from report.plots import Plot
 from runtime.generation import Generation, generate
 from runtime.program import Program
 from runtime.tokenizer import encode, load_tokenizer
@@ -35,26 +37,21 @@ DUAL: dict[str, Any] = {"cache": "dual", "block_length": BLOCK}
 WINDOW = {"suffix_window": 32}
 SETTINGS: dict[str, dict[str, Any]] = {
     UNCACHED: {},
-    "blocks": {"block_length": BLOCK},
     "dual": DUAL,
     BEST_BEFORE: DUAL | {"threshold": 0.9},
     "dual, threshold 0.6": DUAL | {"threshold": 0.6},
-    "window": DUAL | WINDOW | {"threshold": 0.9},
+    "window, threshold 0.9": DUAL | WINDOW | {"threshold": 0.9},
     "window, alpha 0.3": DUAL | WINDOW | {"threshold": 0.9, "alpha": 0.3},
-    "window, alpha 0.6": DUAL | WINDOW | {"threshold": 0.9, "alpha": 0.6},
-    "LocalLeap 0.75": DUAL | WINDOW | {"threshold": 0.9, "relaxed_threshold": 0.75},
-    "LocalLeap 0.5": DUAL | WINDOW | {"threshold": 0.9, "relaxed_threshold": 0.5},
-    "KLASS 0.001": DUAL | WINDOW | {"threshold": 0.9, "kl_threshold": 0.001},
-    "KLASS 0.01, 0.6": DUAL | WINDOW | {"threshold": 0.6, "kl_threshold": 0.01},
-    "EB 0.001": DUAL | WINDOW | {"gamma": 0.001},
-    "EB 0.1": DUAL | WINDOW | {"gamma": 0.1},
-    "EB 0.5": DUAL | WINDOW | {"gamma": 0.5},
-    "EB 1": DUAL | WINDOW | {"gamma": 1.0},
-    "EB 2": DUAL | WINDOW | {"gamma": 2.0},
-    "EB 4": DUAL | WINDOW | {"gamma": 4.0},
-    "entropy 0.4": DUAL | WINDOW | {"entropy_threshold": 0.4},
-    "entropy 1": DUAL | WINDOW | {"entropy_threshold": 1.0},
-    "entropy 2": DUAL | WINDOW | {"entropy_threshold": 2.0},
+    "window, LocalLeap 0.75": DUAL | WINDOW | {"threshold": 0.9, "relaxed_threshold": 0.75},
+    "window, KLASS 0.001": DUAL | WINDOW | {"threshold": 0.9, "kl_threshold": 0.001},
+    "window, entropy 0.5": DUAL | WINDOW | {"entropy_threshold": 0.5},
+    "window, entropy 2": DUAL | WINDOW | {"entropy_threshold": 2.0},
+    "window, EB 0.1": DUAL | WINDOW | {"gamma": 0.1},
+    "window, EB 1": DUAL | WINDOW | {"gamma": 1.0},
+    "window, EB 2": DUAL | WINDOW | {"gamma": 2.0},
+    "window, EB 4": DUAL | WINDOW | {"gamma": 4.0},
+    "window, EB 8": DUAL | WINDOW | {"gamma": 8.0},
+    "EB 4": DUAL | {"gamma": 4.0},
 }
 
 
@@ -149,12 +146,14 @@ def draw(rows: dict[str, dict[str, float]]) -> str:
     """Calls against agreement, as SVG."""
     kinds: dict[str, list[str]] = {}
     for name in rows:
-        kinds.setdefault(name.split(",")[0].split(" ")[0], []).append(name)
+        kinds.setdefault("EB" if "EB" in name else name.partition(",")[0], []).append(name)
     series = [
         Series(kind, [(rows[name]["calls"], 100 * rows[name]["same"]) for name in names], "dots", tuple(names))
         for kind, names in kinds.items()
     ]
-    return str(chart("Calls and agreement", Axis("calls of an answer", log=True), Axis("as uncached, %"), series))
+    title = "Calls of an answer, and how much of it is as uncached"
+    made = chart(title, Axis("calls of an answer", log=True), Axis("as uncached, %"), series)
+    return picture([Plot(title, made, "")])
 
 
 if __name__ == "__main__":

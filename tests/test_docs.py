@@ -222,6 +222,32 @@ def test_what_recipes_lose_on_text_is_what_was_measured() -> None:
     assert kl["int4_fast_xnnpack"] < kl["int4_xnnpack, to the nearest"], "what is fast is better than groups of 32 were"
 
 
+def test_the_page_of_decoding_shows_what_was_measured() -> None:
+    from scripts.compare_decoding import BEST_BEFORE, SETTINGS, draw, table_of
+
+    rows = json.loads((ROOT / "docs" / "decoding.json").read_text())
+    assert list(rows) == list(SETTINGS)
+    page = (ROOT / "docs" / "decoding.md").read_text()
+    assert table_of(rows) in page
+    assert draw(rows) == (ROOT / "docs" / "decoding.svg").read_text()
+    chosen, before = rows["window, EB 4"], rows[BEST_BEFORE]
+    assert "`suffix_window=32 gamma=4`" in page
+    assert chosen["tokens_per_second"] > 2 * before["tokens_per_second"]
+    assert chosen["same"] > before["same"]
+    assert chosen["loss"] < before["loss"] + 0.05
+
+
+def test_what_full_size_takes_on_text_is_what_was_measured() -> None:
+    job = json.loads((ROOT / "docs" / "fullsize-text.json").read_text())["main_job"]
+    page = (ROOT / "docs" / "memory.md").read_text()
+    for stage in job["stages"][:5]:
+        memory = " | ".join(f"{stage[name] / 2**30:.2f} GiB" for name in ("peak_rss", "peak_anonymous"))
+        assert f"| {stage['name']} | {stage['seconds']:.0f} | {memory} |" in page
+    assert max(stage["peak_anonymous"] for stage in job["stages"]) < 6 * 2**30
+    assert job["hard_limit"] == 12 * 2**30
+    assert all(figure["ok"] for figure in job["figures"])
+
+
 def test_the_page_of_the_family_names_all_that_are_refused() -> None:
     from model.family import table
 

@@ -23,6 +23,9 @@ IDENTICAL_DB = 200.0  # stands for "no difference at all"
 DIVERGENCE = 1.25
 # A recipe that chooses its weights otherwise may not lose more than rounding to the nearest does, but for chance.
 OVER_PLAIN = 1.05
+MOST_CHANCE = (
+    0.25  # of what rounding to the nearest loses: a few texts may make the error of a mean as large as one likes
+)
 FIRST = 0.25  # of the masked positions: those that decoding would write first
 
 
@@ -66,8 +69,8 @@ def sqnr_db(expected: Tensor, actual: Tensor) -> float:
 def fidelity(reference: Reference, replay: Replay, bounds: dict[str, float]) -> list[Figure]:
     """The program against the same model in eager, call by call; the worst counts.
 
-    No call free of ties has to come nearer to eager than rounding allows: `Reference.floor_db`. For those few calls that
-    are beyond their bound it is measured what a tie would make of them: `Expected.floor_db`.
+    No call free of ties has to come nearer to eager than rounding allows: `Reference.floor_db`. For the few calls that
+    are beyond it, what a tie would make of them is measured: `Expected.floor_db`.
     """
     exact_bound = min(bounds["fidelity_exact_db"], reference.floor_db)
     # Without quantized activations no call has a tie, and both bounds are of the same calls.
@@ -115,11 +118,20 @@ def quality(reference: Reference, replay: Replay, bounds: dict[str, float]) -> l
         Figure("quality", "max_abs_diff", -distance[0], None, False, distance[1]),
         Figure("quality", "order_agreement", _order_agreement(rows), None, True, "of what would be written first"),
     ]
-    if plain := [e.plain for _, e, _ in pairs if e.plain is not None]:
-        rounded = torch.cat(plain).double().mean().item()
-        bound = OVER_PLAIN * rounded + bounds["kl_slack"]
+    beside = [(e.plain, kl_divergence(e.float32, a)) for _, e, a in pairs if e.plain is not None and e.float32]
+    if beside:
+        rounded = torch.cat([plain for plain, _ in beside]).double().mean().item()
+        bound = OVER_PLAIN * rounded + bounds["kl_slack"] + min(_chance(beside), MOST_CHANCE * rounded)
         figures.append(Figure("quality", "kl_beside_plain", kl, bound, False, f"plain rounding has {rounded:.3g}"))
     return [*figures, *_losses(pairs, bounds), *_same_answers(reference, replay)]
+
+
+def _chance(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """Two standard errors of the mean difference of two divergences, in nats, each text's rows taken together."""
+    if len(pairs) < 2:
+        return 0.0
+    differences = torch.stack([(ours.double() - plain.double()).mean() for plain, ours in pairs])
+    return 2 * float(differences.std() / math.sqrt(len(pairs)))
 
 
 def _order_agreement(rows: list[tuple[str, Summary, Summary]]) -> float:
