@@ -74,6 +74,10 @@ def read_adapter(folder: Path, model: DreamEdge) -> Adapter:
                 name, part = _place(key)
                 if part is None and _is_as_it_was(model, name, opened.get_tensor(key)):
                     continue  # PEFT saves the embedding and the output layer, too, where it adapts one of them
+                if name == "lm_head" and model.config.tie_word_embeddings:
+                    raise CheckpointError(
+                        f"{file}: {key}: the output layer is the embedding, and not adapted here"
+                    )
                 if part is None or name not in shapes:
                     raise CheckpointError(f"{file}: {key} is for no matrix of the network{_why(key)}")
                 found.setdefault(name, {})[part] = opened.get_tensor(key)

@@ -103,6 +103,13 @@ def test_an_embedding_that_peft_saved_unchanged_is_no_matter(tmp_path: Path) -> 
     assert len(read_adapter(tmp_path / "adapter", model).scales) == 8
 
 
+def test_an_output_layer_that_is_the_embedding_is_not_adapted(tmp_path: Path) -> None:
+    write_adapter(GOLDEN / "gqa2", tmp_path / "adapter", target_modules=["lm_head"])
+    model = load_hf_model(GOLDEN / "mha-tied", dtype=None)[0]
+    with pytest.raises(CheckpointError, match="the output layer is the embedding"):
+        read_adapter(tmp_path / "adapter", model)
+
+
 def changed(folder: Path, **values: Any) -> None:
     file = folder / ADAPTER_CONFIG
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
