@@ -40,7 +40,13 @@ ONLY: dict[str, Any] = {
     "target_parameters": None,
     "trainable_token_indices": None,
     "layer_replication": None,
+    "alora_invocation_tokens": None,
+    "use_qalora": False,
+    "use_bdlora": None,
 }
+# Ways to begin an adapter that change the checkpoint's own weights: W of the merge is then another.
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+LARGEST = 1e300
 
 
 @dataclass(frozen=True)
@@ -75,9 +81,7 @@ def read_adapter(folder: Path, model: DreamEdge) -> Adapter:
                 if part is None and _is_as_it_was(model, name, opened.get_tensor(key)):
                     continue  # PEFT saves the embedding and the output layer, too, where it adapts one of them
                 if name == "lm_head" and model.config.tie_word_embeddings:
-                    raise CheckpointError(
-                        f"{file}: {key}: the output layer is the embedding, and not adapted here"
-                    )
+                    raise CheckpointError(f"{file}: {key}: the output layer is the embedding, and not adapted here")
                 if part is None or name not in shapes:
                     raise CheckpointError(f"{file}: {key} is for no matrix of the network{_why(key)}")
                 found.setdefault(name, {})[part] = opened.get_tensor(key)
@@ -102,14 +106,29 @@ def merge(model: DreamEdge, adapter: Adapter, kept: Path) -> None:
     for part in dict.fromkeys(map(_part_of, adapter.scales)):
         names = [name for name in adapter.scales if _part_of(name) == part]
         file = kept / f"{part}.safetensors"
-        if not file.is_file():
-            merged = {name: merged_weight(modules[name].weight.data, adapter, name) for name in names}
+        if (merged := _kept(file, names)) is None:
+            made = {name: merged_weight(modules[name].weight.data, adapter, name) for name in names}
             partial = file.with_suffix(f".{os.getpid()}.partial")
-            save_file(merged, partial)
-            partial.replace(file)
+            try:
+                save_file(made, partial)
+                partial.replace(file)
+            except SafetensorError as error:  # a full disk, too
+                partial.unlink(missing_ok=True)
+                raise OSError(f"{file}: cannot be written: {error}") from error
+            merged = _kept(file, names)
+        for name, tensor in (merged or {}).items():
+            modules[name].weight = nn.Parameter(tensor, requires_grad=False)
+
+
+def _kept(file: Path, names: list[str]) -> dict[str, Tensor] | None:
+    """As mappings of the file; None where it is not there, or damaged."""
+    if not file.is_file():
+        return None
+    try:
         with safe_open(file, framework="pt") as opened:
-            for name in names:
-                modules[name].weight = nn.Parameter(opened.get_tensor(name), requires_grad=False)
+            return {name: opened.get_tensor(name) for name in names}
+    except SafetensorError:
+        return None
 
 
 def merged_weight(weight_MN: Tensor, adapter: Adapter, name: str) -> Tensor:
@@ -165,10 +184,20 @@ def _read_config(file: Path) -> dict[str, Any]:
                 f"{file}: {key} {json.dumps(value)}: only {json.dumps(only)} can be merged here: merge it with PEFT, "
                 "and give the merged checkpoint"
             )
+    begun = config.get("init_lora_weights")
+    if isinstance(begun, str) and begun.lower().startswith(CHANGE_THE_BASE):
+        raise CheckpointError(
+            f"{file}: init_lora_weights {json.dumps(begun[:120])} changed the weights that the adapter goes with: "
+            "merge it with PEFT, and give the merged checkpoint"
+        )
     for key in ("r", "lora_alpha"):
-        if isinstance(config.get(key), bool) or not isinstance(config.get(key), int | float) or not config[key] > 0:
-            raise CheckpointError(f"{file}: {key} must be a number above 0, found {json.dumps(config.get(key))}")
+        if not _is_number(config.get(key)):
+            raise CheckpointError(f"{file}: {key} must be a number above 0, found {str(config.get(key))[:120]}")
     return config
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LARGEST
 
 
 def _place(key: str) -> tuple[str, str | None]:
@@ -192,7 +221,13 @@ def _check(file: Path, name: str, parts: Mapping[str, Tensor], shape: tuple[int,
         raise CheckpointError(f"{file}: {name} has lora_{next(iter(parts))} alone")
     a_rN, b_Mr = parts["A"], parts["B"]
     shapes = [list(a_rN.shape), list(b_Mr.shape)]
-    if a_rN.dim() != 2 or b_Mr.dim() != 2 or (len(b_Mr), a_rN.shape[1]) != shape or len(a_rN) != b_Mr.shape[1]:
+    if (
+        0 in (*shapes[0], *shapes[1])
+        or a_rN.dim() != 2
+        or b_Mr.dim() != 2
+        or (len(b_Mr), a_rN.shape[1]) != shape
+        or len(a_rN) != b_Mr.shape[1]
+    ):
         raise CheckpointError(f"{file}: {name}: A {shapes[0]} and B {shapes[1]} do not fit its {list(shape)}")
     for part, tensor in parts.items():
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -220,7 +255,7 @@ def _of_module(file: Path, config: Mapping[str, Any], patterns: str, default: st
         plain = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
         if re.search(r"[^\w.]", plain):
             raise CheckpointError(f"{file}: {patterns}: {pattern[:120]!r}: only names can be read, not patterns")
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        if not _is_number(value):
             raise CheckpointError(f"{file}: {patterns}: {pattern[:120]!r}: must be a number above 0")
         if name == plain or (not pattern.startswith("^") and name.endswith(f".{plain}")):
             return float(value)

@@ -102,8 +102,21 @@ def _under_hydra(
         raise
     except Exception as error:
         # Outside the job there is only Hydra, reading what the user wrote.
-        raise UsageError(explain(error, command, arguments)) from error
+        raise UsageError(_in_no_group(error, arguments) or explain(error, command)) from error
     return next((code for code in codes if code), 0)
+
+
+# Groups that a recipe may do without.
+NULLABLE = ("recipe.linear", "recipe.embedding")
+
+
+def _in_no_group(error: Exception, arguments: list[str]) -> str:
+    """For a key of a group that is null, of which OmegaConf says "Unexpected type for root" and no name."""
+    given = [argument.partition("=")[0].lstrip("+") for argument in arguments]
+    keys = [key for key in given if key.rpartition(".")[0] in NULLABLE]
+    if not keys or not str(error).startswith("Unexpected type for root"):
+        return ""
+    return f"{', '.join(keys)}: there is nothing to set it in, for its group is null in this recipe"
 
 
 def exit_code(work: Callable[[], None]) -> int:

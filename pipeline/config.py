@@ -6,7 +6,6 @@ import difflib
 import os
 import re
 import tempfile
-from collections.abc import Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -224,11 +223,8 @@ def _choice(group: str, name: str, schema: type[T]) -> T:
     return chosen
 
 
-def explain(error: Exception, command: str, arguments: Sequence[str] = ()) -> str:
-    """One line for an error of Hydra or OmegaConf: what is wrong, and the nearest right key or value.
-
-    arguments: as they were given.
-    """
+def explain(error: Exception, command: str) -> str:
+    """One line for an error of Hydra or OmegaConf: what is wrong, and the nearest right key or value."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, value = str(error.missing_cfg_file).rpartition("/")
         options = [option for option in error.options or [] if option]
@@ -236,10 +232,6 @@ def explain(error: Exception, command: str, arguments: Sequence[str] = ()) -> st
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: key=value is expected"
     first, cause = _first_line(error), error.__cause__
-    if first.startswith("Unexpected type for root"):  # OmegaConf does not say which key it was
-        inner = [argument.partition("=")[0].lstrip("+") for argument in arguments if argument.count(".")]
-        keys = [key for key in inner if key.rpartition(".")[0] in NULLABLE]
-        return f"{', '.join(keys) or first}: there is nothing to set it in, for its group is null in this recipe"
     key = str(getattr(cause, "full_key", None) or getattr(error, "full_key", None) or "")
     if first.startswith("Could not override '"):
         key = first.split("'")[1]
@@ -263,10 +255,6 @@ def check_keys(config: DictConfig, command: str) -> None:
     for key in known:
         if "." not in key and key not in given:
             raise UsageError(f"{key} is not given: {key}=...")
-
-
-# Groups that a recipe may do without.
-NULLABLE = ("recipe.linear", "recipe.embedding")
 
 
 def _no_key(key: str, command: str) -> str:

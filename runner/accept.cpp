@@ -7,6 +7,8 @@
 #include <numeric>
 #include <utility>
 
+#include "sample.h"
+
 namespace dreamedge {
 namespace {
 
@@ -75,6 +77,26 @@ std::vector<bool> Steadiness::see(const std::vector<int64_t>& columns, std::vect
     }
     before_ = std::move(now);
     return steady;
+}
+
+std::vector<bool> accepted(const Options& options, const std::vector<int64_t>& columns, const std::vector<float>& sure,
+                           std::vector<Distribution> distributions, double share_masked, Steadiness& seen) {
+    if (options.gamma) {
+        std::vector<float> entropies;
+        for (const Distribution& one : distributions) entropies.push_back(entropy_of(one));
+        return within_entropy_bound(sure, entropies, *options.gamma);
+    }
+    if (options.relaxed_threshold) {
+        return near_anchors(columns, sure, *options.threshold, *options.relaxed_threshold, options.radius);
+    }
+    double least = options.entropy_threshold ? -*options.entropy_threshold : *options.threshold;
+    if (options.alpha) least = sliding(least, *options.alpha, share_masked);
+    std::vector<bool> is_steady(columns.size(), true), is_accepted;
+    if (options.kl_threshold) is_steady = seen.see(columns, std::move(distributions), *options.kl_threshold);
+    for (size_t i = 0; i < columns.size(); ++i) {
+        is_accepted.push_back(is_steady[i] && sure[i] >= static_cast<float>(least));
+    }
+    return is_accepted;
 }
 
 }  // namespace dreamedge

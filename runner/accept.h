@@ -5,6 +5,8 @@
 #include <map>
 #include <vector>
 
+#include "options.h"
+
 namespace dreamedge {
 
 // By the vocabulary.
@@ -35,5 +37,10 @@ class Steadiness {
     };
     std::map<int64_t, State> before_;
 };
+
+// Of each column, by the rule of the options. sure: the network's own probability of the token, or its negative entropy
+// for a rule of that. share_masked: of the masks that the block had at first.
+std::vector<bool> accepted(const Options& options, const std::vector<int64_t>& columns, const std::vector<float>& sure,
+                           std::vector<Distribution> distributions, double share_masked, Steadiness& seen);
 
 }  // namespace dreamedge

@@ -11,6 +11,7 @@
 #include "errors.h"
 #include "guards.h"
 #include "sample.h"
+#include "schedule.h"
 
 namespace dreamedge {
 namespace {
@@ -44,9 +45,6 @@ struct Run {
     void fill(const Forward& forward, const std::vector<size_t>& rows, const Block& block);
     int64_t write(const Forward& forward, size_t row, const Columns& columns, int64_t n,
                   std::optional<int64_t> block_size, Window window, bool fills_cache);
-    std::vector<float> guard(size_t row, int64_t column, const float* logits, int64_t V) const;
-    std::vector<bool> accepted(size_t row, const Columns& columns, const std::vector<float>& sure,
-                               std::vector<Distribution> distributions, int64_t block_size);
     std::vector<Columns> drawn(const std::vector<Columns>& columns, float share);
     Columns masked(size_t row, int64_t start, int64_t end) const;
     Window window(size_t row, const Block& block, bool is_whole) const;
@@ -58,28 +56,6 @@ struct Run {
         return std::any_of(rows.begin(), rows.end(), [&](size_t row) { return !masked(row, start, end).empty(); });
     }
 };
-
-// Steps of each block; what does not divide goes to the first ones.
-std::vector<int64_t> shares(int64_t steps, int64_t n_blocks) {
-    if (steps < 1 || steps > MAX_STEPS) {
-        usage_error("steps " + std::to_string(steps) + ": must be at least 1, and at most " +
-                    std::to_string(MAX_STEPS));
-    }
-    if (steps < n_blocks) {
-        usage_error("steps " + std::to_string(steps) + ": must be at least 1 for each of the " +
-                    std::to_string(n_blocks) + " blocks");
-    }
-    std::vector<int64_t> of_each;
-    for (int64_t block = 0; block < n_blocks; ++block) of_each.push_back(steps / n_blocks + (block < steps % n_blocks));
-    return of_each;
-}
-
-// As torch.linspace(1, eps, n), which counts from both ends, in float32.
-float time_at(int64_t i, int64_t n, double eps) {
-    const auto end = static_cast<float>(eps);
-    const float step = (end - 1.0F) / static_cast<float>(n - 1);
-    return i < n / 2 ? 1.0F + step * static_cast<float>(i) : end - step * static_cast<float>(n - 1 - i);
-}
 
 // Masks inside a prompt are a first block, then comes the answer in blocks.
 std::vector<Block> Run::plan(const std::vector<size_t>& rows, std::optional<int64_t> steps) const {
@@ -122,6 +98,8 @@ void Run::fill(const Forward& forward, const std::vector<size_t>& rows, const Bl
             most = std::max(most, static_cast<int64_t>(masked(row, block.start, block.end).size()));
         n_steps = opens_alone + most;
     }
+    std::vector<int64_t> n_masks;
+    for (const size_t row : rows) n_masks.push_back(static_cast<int64_t>(masked(row, block.start, block.end).size()));
     std::vector<int64_t> unused(rows.size());  // tokens that the rule kept earlier steps from writing
     seen.clear();
     for (int64_t i = 0; i < n_steps; ++i) {
@@ -138,7 +116,7 @@ void Run::fill(const Forward& forward, const std::vector<size_t>& rows, const Bl
             std::optional<int64_t> block_size;
             if (by_rule && !is_last) {
                 n = std::min(n, unused[r] += block.most);
-                block_size = block.end - block.start;
+                block_size = n_masks[r];
             }
             const bool fills_cache = options.cache && i == 0;
             unused[r] -= write(forward, rows[r], chosen[r], n, block_size, window(rows[r], block, i == 0), fills_cache);
@@ -185,7 +163,12 @@ int64_t Run::write(const Forward& forward, size_t row, const Columns& columns, i
         written.positions += static_cast<int64_t>(computed.size());
         for (int64_t k = 0; n > 0 && k < logits.K; ++k) {
             std::vector<float> guarded;
-            if (options.guards()) guarded = guard(row, columns[at + static_cast<size_t>(k)], logits.row(k), logits.V);
+            if (options.guards()) {
+                const Tokens own(tokens.begin() + left, tokens.end());
+                const Answered so_far{own, begin - left, static_cast<int64_t>(masked(row, begin, length).size())};
+                const int64_t column = columns[at + static_cast<size_t>(k)] - left;
+                guarded = guard(options, network, so_far, column, logits.row(k), logits.V);
+            }
             const float* of_row = options.guards() ? guarded.data() : logits.row(k);
             sampled.push_back(sample(of_row, logits.V, by, random));
             if (by_distribution) distributions.push_back(own_distribution(of_row, logits.V, network.mask_id));
@@ -196,7 +179,10 @@ int64_t Run::write(const Forward& forward, size_t row, const Columns& columns, i
     for (const Sampled& one : sampled) confidence.push_back(one.confidence);
     int64_t n_written = 0;
     std::vector<bool> is_accepted(columns.size(), true);
-    if (block_size) is_accepted = accepted(row, columns, confidence, std::move(distributions), *block_size);
+    if (block_size) {
+        const double share = static_cast<double>(columns.size()) / static_cast<double>(*block_size);
+        is_accepted = accepted(options, columns, confidence, std::move(distributions), share, seen[row]);
+    }
     for (const size_t i : most_confident(confidence, static_cast<size_t>(n), options.alg_temp.value_or(0), random)) {
         if (n_written > 0 && !is_accepted[i]) continue;  // the surest is written in any case
         tokens[static_cast<size_t>(columns[i])] = sampled[i].token;
@@ -204,45 +190,6 @@ int64_t Run::write(const Forward& forward, size_t row, const Columns& columns, i
     }
     if (options.stop_at_eos) cut(row);
     return n_written;
-}
-
-// The logits of a column, without what is not to be written.
-std::vector<float> Run::guard(size_t row, int64_t column, const float* logits, int64_t V) const {
-    std::vector<float> guarded(logits, logits + V);
-    if (options.eos_penalty > 0) {
-        const auto n_masked = static_cast<double>(masked(row, begin, length).size());
-        end_later(guarded.data(), network.eos_ids, options.eos_penalty, n_masked / static_cast<double>(length - begin));
-    }
-    if (column < begin + options.min_new_tokens) ban(guarded.data(), network.eos_ids);
-    if (options.no_repeat_ngram_size) {
-        const Tokens tokens(written.tokens[row].begin() + lefts[row], written.tokens[row].end());
-        ban_repetitions(guarded.data(), tokens, column - lefts[row], *options.no_repeat_ngram_size, network.mask_id);
-    }
-    return guarded;
-}
-
-// Of each column. sure: the network's own probability of the token, or its negative entropy for a rule of that.
-std::vector<bool> Run::accepted(size_t row, const Columns& columns, const std::vector<float>& sure,
-                                std::vector<Distribution> distributions, int64_t block_size) {
-    if (options.gamma) {
-        std::vector<float> entropies;
-        for (const Distribution& one : distributions) entropies.push_back(entropy_of(one));
-        return within_entropy_bound(sure, entropies, *options.gamma);
-    }
-    if (options.relaxed_threshold) {
-        return near_anchors(columns, sure, *options.threshold, *options.relaxed_threshold, options.radius);
-    }
-    double least = options.entropy_threshold ? -*options.entropy_threshold : *options.threshold;
-    if (options.alpha) {
-        const double share_masked = static_cast<double>(columns.size()) / static_cast<double>(block_size);
-        least = sliding(least, *options.alpha, share_masked);
-    }
-    std::vector<bool> is_steady(columns.size(), true), is_accepted;
-    if (options.kl_threshold) is_steady = seen[row].see(columns, std::move(distributions), *options.kl_threshold);
-    for (size_t i = 0; i < columns.size(); ++i) {
-        is_accepted.push_back(is_steady[i] && sure[i] >= static_cast<float>(least));
-    }
-    return is_accepted;
 }
 
 // `origin`: of the masks of all rows, in order, each with probability `share`.

@@ -12,7 +12,10 @@ constexpr float BANNED = std::numeric_limits<float>::lowest();
 }  // namespace
 
 void end_later(float* logits, const std::vector<int64_t>& eos_ids, double penalty, double share_masked) {
-    for (const int64_t id : eos_ids) logits[id] += static_cast<float>(penalty * std::log(1 - share_masked + 1e-3));
+    const double by = penalty * std::log(1 - share_masked + 1e-3);
+    for (const int64_t id : eos_ids) {
+        logits[id] = static_cast<float>(std::max(static_cast<double>(BANNED), static_cast<double>(logits[id]) + by));
+    }
 }
 
 void ban(float* logits, const std::vector<int64_t>& ids) {
@@ -35,6 +38,20 @@ void ban_repetitions(float* logits, const std::vector<int64_t>& tokens, int64_t 
             if (is_same(other)) logits[tokens[static_cast<size_t>(other + at)]] = BANNED;
         }
     }
+}
+
+std::vector<float> guard(const Options& options, const Network& network, const Answered& row, int64_t column,
+                         const float* logits, int64_t V) {
+    std::vector<float> guarded(logits, logits + V);
+    const auto n_new = static_cast<double>(std::max<int64_t>(1, static_cast<int64_t>(row.tokens.size()) - row.begin));
+    if (options.eos_penalty > 0) {
+        end_later(guarded.data(), network.eos_ids, options.eos_penalty, static_cast<double>(row.n_masked) / n_new);
+    }
+    if (column < row.begin + options.min_new_tokens) ban(guarded.data(), network.eos_ids);
+    if (options.no_repeat_ngram_size) {
+        ban_repetitions(guarded.data(), row.tokens, column, *options.no_repeat_ngram_size, network.mask_id);
+    }
+    return guarded;
 }
 
 }  // namespace dreamedge

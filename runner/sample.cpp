@@ -73,7 +73,10 @@ Sampled sample(const float* logits, int64_t V, const Sampling& by, Random& rando
     const auto mask = static_cast<size_t>(by.mask_id);
     Row row = own;
     if (by.temperature > 0) {
-        for (float& value : row) value /= static_cast<float>(by.temperature);
+        for (float& value : row) {
+            value /= static_cast<float>(by.temperature);
+            if (value < DROPPED) value = DROPPED;  // what is banned stays a number
+        }
         row[mask] = DROPPED;
     }
     const bool is_finite = std::none_of(row.begin(), row.end(), [](float value) { return std::isnan(value); });

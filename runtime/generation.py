@@ -227,6 +227,7 @@ class _Run:
         if by_rule:
             # Each step writes a token at least: so many are enough whatever the network says.
             n_steps = opens_alone + max(1, *(len(self._masked(row, start, end)) for row in rows))
+        n_masks = {row: len(self._masked(row, start, end)) for row in rows}
         times = torch.linspace(1, options.eps, n_steps + 1)
         unused = dict.fromkeys(rows, 0)  # tokens that the rule kept earlier steps from writing
         self.seen = {row: Steadiness() for row in rows}
@@ -247,7 +248,7 @@ class _Run:
                     unused[row] += most_a_step
                     n = min(n, unused[row])
                 window = self._window(row, start, end, is_whole=i == 0)
-                block = end - start if goes_by_rule else None
+                block = n_masks[row] if goes_by_rule else None
                 fills_cache = options.cache is not None and i == 0
                 unused[row] -= self._write(forward, row, columns_M, n, block, window, fills_cache)
             self._after_step(rows)
@@ -275,7 +276,7 @@ class _Run:
     ) -> int:
         """Write the n most confident of these masks, or what the rule accepts of them; how many.
 
-        block: the positions of the block, where a rule decides.
+        block: the masks that the block had at first, where a rule decides.
         """
         options, left = self.options, self.lefts[row]
         if n == 0 and not fills_cache:
@@ -311,7 +312,7 @@ class _Run:
             return logits_MV
         logits_MV = logits_MV.clone()  # they are the network's
         if options.eos_penalty:
-            share_masked = len(self._masked(row, self.begin)) / self.max_new_tokens
+            share_masked = len(self._masked(row, self.begin)) / max(1, self.max_new_tokens)
             end_later(logits_MV, network.eos_ids, options.eos_penalty, share_masked)
         if options.min_new_tokens:
             ban_ends(logits_MV, columns_M, self.begin + options.min_new_tokens, network.eos_ids)

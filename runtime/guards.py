@@ -15,7 +15,8 @@ BANNED = torch.finfo(torch.float32).min
 
 def end_later(logits_MV: Tensor, eos_ids: tuple[int, ...], penalty: float, share_masked: float) -> None:
     """Lower end tokens in place: by 6.9 times the penalty while all of the answer is masked, by none at the end."""
-    logits_MV[:, list(eos_ids)] += penalty * math.log(1 - share_masked + 1e-3)
+    lowered_ME = logits_MV[:, list(eos_ids)] + penalty * math.log(1 - share_masked + 1e-3)
+    logits_MV[:, list(eos_ids)] = lowered_ME.clamp_min(BANNED)
 
 
 def ban_ends(logits_MV: Tensor, columns_M: Tensor, first: int, eos_ids: tuple[int, ...]) -> None:

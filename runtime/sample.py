@@ -34,7 +34,9 @@ def sample(
     """
     own_MV = logits_MV
     if temperature > 0:
-        logits_MV = _drop(logits_MV / temperature, torch.arange(logits_MV.shape[-1]) == mask_id)
+        # What is banned stays a number: its part of an entropy is 0 times it.
+        cooled_MV = (logits_MV / temperature).clamp_min(torch.finfo(logits_MV.dtype).min)
+        logits_MV = _drop(cooled_MV, torch.arange(logits_MV.shape[-1]) == mask_id)
     best_M, tokens_M = _best_tokens(logits_MV)
     if not best_M.isfinite().all():
         raise FloatingPointError("the network gave logits that are not finite")

@@ -94,6 +94,7 @@ def write(
         return changed_BL
 
     hook = after_step if stop else on_step
+    options = options | {"stop_at_eos": True} if stop else options  # so that nothing is computed behind it
     try:
         return generate(artifact.program, ids, max_new_tokens=max_new_tokens, on_step=hook, **options)
     except OptionError as error:

@@ -143,6 +143,17 @@ def test_each_rule_decides_something() -> None:
     assert len({str(history) for history in histories}) == len(RULES)
 
 
+def test_a_threshold_that_slides_goes_by_the_masks_alone() -> None:
+    """Neither a prompt nor padding counts as filled: without blocks as in one, in a batch as alone."""
+    network, options = eager("gqa2"), {"max_new_tokens": 9, "threshold": 0.9, "alpha": 1.0, "on_logits": sharper}
+    long, short = [150, 205] * 20, [11]
+    both = generate(network, [long, short], **options)
+    for i, prompt in enumerate((long, short)):
+        alone = generate(network, prompt, **options)
+        assert torch.equal(both.answers[i], alone.answers[0])
+        assert alone.forward_calls == generate(network, prompt, block_length=9, **options).forward_calls > 1
+
+
 def test_a_window_is_what_is_computed_and_seen(build: Build) -> None:
     """By the program, with each cache: no position behind the window is part of a call."""
     program = Program.open(build("gqa2", "fp32_xnnpack"))

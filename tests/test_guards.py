@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from runtime import OptionError, generate
-from runtime.guards import BANNED, ban_repetitions
+from runtime.guards import BANNED, ban_repetitions, end_later
+from runtime.sample import sample
 from tests.test_generation import PROMPT, eager
 
 N_NEW = 24
@@ -93,6 +94,22 @@ def test_each_token_that_repeats_is_banned_and_no_other(n: int) -> None:
             assert found == banned_plainly(tokens.tolist(), column, n, mask, mask)
             n_banned += len(found)
     assert n_banned > 5
+
+
+def test_what_is_banned_stays_a_number_at_a_low_temperature() -> None:
+    """Else its part of an entropy is none, and the position the surest of all."""
+    logits = torch.tensor([[1.0, 2.0, 3.0, BANNED], [1.0, 2.0, 3.0, 0.0]])
+    for alg in ("entropy", "maskgit_plus", "topk_margin"):
+        _, sure = sample(logits, 0, alg, 0.5, None, None, torch.Generator().manual_seed(0))
+        assert sure.isfinite().all(), alg
+    end_later(logits, (3,), 1e38, 1.0)
+    assert logits.isfinite().all()
+
+
+def test_an_end_is_no_matter_where_nothing_is_asked_for() -> None:
+    network = eager("gqa2")
+    filled = generate(network, [33, network.mask_id, 7], max_new_tokens=0, eos_penalty=3.0)
+    assert network.mask_id not in filled.tokens
 
 
 def test_an_answer_does_not_repeat_itself() -> None:

@@ -93,6 +93,11 @@ def test_what_is_merged_is_kept_and_used_again(tmp_path: Path) -> None:
         written.append({file.name: file.stat().st_mtime_ns for file in (tmp_path / "kept").iterdir()})
     assert written[0] == written[1]
     assert set(written[0]) == {"layers.0.safetensors", "layers.1.safetensors"}
+    (damaged := tmp_path / "kept" / "layers.0.safetensors").write_bytes(damaged.read_bytes()[:100])
+    again = load_hf_model(checkpoint, dtype=None)[0]
+    merge(again, read_adapter(tmp_path / "adapter", again), tmp_path / "kept")
+    theirs = dict(model.named_parameters())
+    assert all(torch.equal(parameter, theirs[name]) for name, parameter in again.named_parameters())
 
 
 def test_an_embedding_that_peft_saved_unchanged_is_no_matter(tmp_path: Path) -> None:
@@ -129,6 +134,16 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "no tensors": (lambda folder: (folder / ADAPTER).unlink(), "no adapter_model.safetensors"),
     "no JSON": (lambda folder: (folder / ADAPTER_CONFIG).write_text("{"), "not readable as JSON"),
     "DoRA": (lambda folder: changed(folder, use_dora=True), "use_dora true: only false can be merged here"),
+    "PiSSA": (
+        lambda folder: changed(folder, init_lora_weights="pissa_niter_4"),
+        "changed the weights that the adapter",
+    ),
+    "aLoRA": (lambda folder: changed(folder, alora_invocation_tokens=[1]), "alora_invocation_tokens [1]"),
+    "endless": (lambda folder: changed(folder, lora_alpha=10**400), "lora_alpha must be a number above 0"),
+    "no rank": (
+        lambda folder: renamed(folder, lambda t: t.update({FIRST: torch.ones(0, 64)})),
+        "do not fit its [64, 64]",
+    ),
     "IA3": (lambda folder: changed(folder, peft_type="IA3"), 'peft_type "IA3"'),
     "modules": (lambda folder: changed(folder, modules_to_save=["lm_head"]), 'modules_to_save ["lm_head"]'),
     "bias": (lambda folder: changed(folder, bias="all"), 'bias "all"'),

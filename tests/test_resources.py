@@ -38,7 +38,7 @@ def test_too_little_is_found_before_the_work(
     else:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**5))
 
-    def started(_: Path) -> None:
+    def started(*_: object) -> None:
         raise InputError("it started")
 
     monkeypatch.setattr(road, "load", started)

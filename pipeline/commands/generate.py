@@ -101,7 +101,8 @@ def _answer(artifact: TextArtifact, config: GenerateConfig, prompt: Any, chat: b
     if view is not None:
         view.start = shown
     on_step = None if view is None else view.update
-    stop = config.stop or []
+    # A line break cannot be typed in Hydra's quotes.
+    stop = [text.replace("\\n", "\n").replace("\\t", "\t") for text in config.stop or []]
     generation = write(artifact, ids, n_new, decoding_options(config, config.cache), on_step, stop)
     prompt_ids, answer_ids = generation.tokens[0, shown : len(ids)].tolist(), generation.answers[0].tolist()
     text = decode(artifact.tokenizer, prompt_ids + answer_ids)
