@@ -145,7 +145,8 @@ def test_each_rule_decides_something() -> None:
 
 def test_a_threshold_that_slides_goes_by_the_masks_alone() -> None:
     """Neither a prompt nor padding counts as filled: without blocks as in one, in a batch as alone."""
-    network, options = eager("gqa2"), {"max_new_tokens": 9, "threshold": 0.9, "alpha": 1.0, "on_logits": sharper}
+    network = eager("gqa2")
+    options: dict[str, Any] = {"max_new_tokens": 9, "threshold": 0.9, "alpha": 1.0, "on_logits": sharper}
     long, short = [150, 205] * 20, [11]
     both = generate(network, [long, short], **options)
     for i, prompt in enumerate((long, short)):

@@ -93,10 +93,13 @@ def test_what_is_merged_is_kept_and_used_again(tmp_path: Path) -> None:
         written.append({file.name: file.stat().st_mtime_ns for file in (tmp_path / "kept").iterdir()})
     assert written[0] == written[1]
     assert set(written[0]) == {"layers.0.safetensors", "layers.1.safetensors"}
-    (damaged := tmp_path / "kept" / "layers.0.safetensors").write_bytes(damaged.read_bytes()[:100])
+    theirs = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    damaged = tmp_path / "kept" / "layers.0.safetensors"
+    whole = damaged.read_bytes()
+    damaged.unlink()  # it is mapped
+    damaged.write_bytes(whole[:100])
     again = load_hf_model(checkpoint, dtype=None)[0]
     merge(again, read_adapter(tmp_path / "adapter", again), tmp_path / "kept")
-    theirs = dict(model.named_parameters())
     assert all(torch.equal(parameter, theirs[name]) for name, parameter in again.named_parameters())
 
 
