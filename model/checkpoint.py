@@ -62,7 +62,7 @@ def load_hf_model(
     for name in names:
         stored = found.pop(hf_name(name))
         tensor = stored.to(device=device, dtype=dtype or stored.dtype)
-        if tensor.dtype != stored.dtype and not _is_finite(tensor):
+        if tensor.dtype != stored.dtype and not is_finite(tensor):
             raise CheckpointError(f"{folder}: {hf_name(name)} has values beyond the range of {tensor.dtype}")
         set_parameter(model, name, tensor)
     if config.tie_word_embeddings:
@@ -115,7 +115,7 @@ def _check(folder: Path, config: DreamEdgeConfig, shapes: dict[str, tuple[int, .
             wrong["wrong shape"].append(f"{key} is {list(tensor.shape)}, the config asks for {list(shape)}")
         elif tensor.dtype not in _STORED_DTYPES:
             wrong["wrong type"].append(f"{key} is {tensor.dtype}, expected float32, float16 or bfloat16")
-        elif not _is_finite(tensor):
+        elif not is_finite(tensor):
             wrong["NaN or infinite values"].append(key)
         if tensor is not None:
             release(tensor)
@@ -181,7 +181,7 @@ def _prefixes(names: Iterable[str], others: set[str]) -> Counter[str]:
     )
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     return all(math.isfinite(end) for end in tensor.aminmax())  # makes no mask of the tensor's size
 
 

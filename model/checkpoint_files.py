@@ -39,9 +39,9 @@ def read_config(folder: Path) -> DreamEdgeConfig:
         snapshots = first_few(sorted(f"{folder}/snapshots/{found.name}" for found in folder.glob("snapshots/*")))
         hint = f": this is a place in the hub's cache, the folder is {snapshots}" if snapshots else ""
         raise CheckpointError(f"{folder}: no {CONFIG}; a checkpoint folder in Hugging Face layout is expected{hint}")
-    config = _read_json(file)
+    config = read_json(file)
     try:
-        return DreamEdgeConfig.from_hf(config, _read_json(generation) if generation.is_file() else None)
+        return DreamEdgeConfig.from_hf(config, read_json(generation) if generation.is_file() else None)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
 
@@ -87,7 +87,7 @@ def read_weight_map(folder: Path) -> dict[str, str] | None:
         if WEIGHTS not in present:
             raise CheckpointError(f"{folder}: no {WEIGHTS} and no {INDEX}{_what_is_there(present)}")
         return None
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError(f"{index}: weight_map must map tensor names to files")
     names = sorted(set(weight_map.values()))
@@ -117,7 +117,7 @@ def _what_is_there(present: Iterable[str]) -> str:
     return hint
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > MAX_JSON:
             raise CheckpointError(f"{file}: {file.stat().st_size} bytes of JSON, more than {MAX_JSON}")

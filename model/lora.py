@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.checkpoint import hf_name
-from model.checkpoint_files import MAX_JSON, CheckpointError
+from model.checkpoint import hf_name, is_finite
+from model.checkpoint_files import CheckpointError, read_json
 from model.dream import DreamEdge
 from model.pages import release
 
@@ -142,7 +142,7 @@ def merged_weight(weight_MN: Tensor, adapter: Adapter, name: str) -> Tensor:
         delta_mN = (b_Mr[part].float() @ a_rN.float()).mul_(adapter.scales[name]).to(a_rN.dtype)
         merged_MN[part] = weight_MN[part].float() + delta_mN.float()
     release(weight_MN)
-    if not all(math.isfinite(end) for end in merged_MN.aminmax()):
+    if not is_finite(merged_MN):
         raise CheckpointError(f"{adapter.folder}: {name}, merged, is beyond the range of {weight_MN.dtype}")
     return merged_MN
 
@@ -167,16 +167,7 @@ def _part_of(name: str) -> str:
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        if file.stat().st_size > MAX_JSON:
-            raise CheckpointError(f"{file}: {file.stat().st_size} bytes of JSON, more than {MAX_JSON}")
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except CheckpointError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: not readable as JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file}: a JSON object is expected, found {type(config).__name__}")
+    config = read_json(file)
     for key, only in ONLY.items():
         value = config.get(key, only)
         if value != only and not (only in (None, False) and not value):
@@ -232,7 +223,7 @@ def _check(file: Path, name: str, parts: Mapping[str, Tensor], shape: tuple[int,
     for part, tensor in parts.items():
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise CheckpointError(f"{file}: {name}: lora_{part} is {tensor.dtype}")
-        if not all(math.isfinite(end) for end in tensor.aminmax()):
+        if not is_finite(tensor):
             raise CheckpointError(f"{file}: {name}: lora_{part} has values that are not finite")
 
 

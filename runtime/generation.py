@@ -224,10 +224,10 @@ class _Run:
         options, in_blocks = self.options, self.options.block_length is not None
         by_rule = options.goes_by_certainty
         opens_alone = in_blocks and not options.writes_at_once
+        n_masks = {row: len(self._masked(row, start, end)) for row in rows}
         if by_rule:
             # Each step writes a token at least: so many are enough whatever the network says.
-            n_steps = opens_alone + max(1, *(len(self._masked(row, start, end)) for row in rows))
-        n_masks = {row: len(self._masked(row, start, end)) for row in rows}
+            n_steps = opens_alone + max(1, *n_masks.values())
         times = torch.linspace(1, options.eps, n_steps + 1)
         unused = dict.fromkeys(rows, 0)  # tokens that the rule kept earlier steps from writing
         self.seen = {row: Steadiness() for row in rows}

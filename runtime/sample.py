@@ -41,8 +41,7 @@ def sample(
     if not best_M.isfinite().all():
         raise FloatingPointError("the network gave logits that are not finite")
     if (tokens_M == mask_id).any():
-        is_guessed_M1 = (tokens_M == mask_id)[:, None]
-        own_MV = logits_MV = _drop(logits_MV, is_guessed_M1 & (torch.arange(logits_MV.shape[-1]) == mask_id))
+        own_MV = logits_MV = _without_best(logits_MV, tokens_M, mask_id)
         best_M, tokens_M = _best_tokens(logits_MV)
     if top_p is not None and top_p < 1:
         logits_MV = _nucleus(logits_MV, top_p)
@@ -80,10 +79,15 @@ def _best_tokens(logits_MV: Tensor) -> tuple[Tensor, Tensor]:
 
 def own_distributions(logits_MV: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
     """(logits, probabilities), float32 [M, V], with the mask only where another token is likelier."""
-    is_guessed_M1 = (_best_tokens(logits_MV)[1] == mask_id)[:, None]
-    if is_guessed_M1.any():
-        logits_MV = _drop(logits_MV, is_guessed_M1 & (torch.arange(logits_MV.shape[-1]) == mask_id))
+    _, tokens_M = _best_tokens(logits_MV)
+    if (tokens_M == mask_id).any():
+        logits_MV = _without_best(logits_MV, tokens_M, mask_id)
     return logits_MV, logits_MV.softmax(-1)
+
+
+def _without_best(logits_MV: Tensor, tokens_M: Tensor, mask_id: int) -> Tensor:
+    """The mask is dropped where it is the best token."""
+    return _drop(logits_MV, (tokens_M == mask_id)[:, None] & (torch.arange(logits_MV.shape[-1]) == mask_id))
 
 
 def most_confident(confidence_M: Tensor, n: int, alg_temp: float | None, generator: torch.Generator | None) -> Tensor:

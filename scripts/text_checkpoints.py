@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,6 @@ from scripts import train_english
 from tests.outliers import OUTLIERS
 
 SECONDS = 30.0
-SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "max_position_embeddings",
-    "rope_theta",
-    "tie_word_embeddings",
-    "mask_token_id",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-)
 
 
 def write_text_checkpoint(
@@ -40,9 +26,9 @@ def write_text_checkpoint(
     """outliers: of the kinds that such a fold removes, one channel each is 1,000 times louder; the function stays."""
     output.mkdir(parents=True)
     corpus, shape = output.with_suffix(".corpus"), output.with_suffix(".yaml")
-    _write_corpus(corpus)
+    write_corpus(corpus)
     sizes = train_english.with_last_ids(sizes)
-    shape.write_text(json.dumps({name: getattr(sizes, name) for name in SIZES}), encoding="utf-8")
+    shape.write_text(json.dumps(asdict(sizes)), encoding="utf-8")
     asked: dict[str, Any] = {"output": output, "seconds": seconds, "device": "cpu", "corpus": [corpus], "shape": shape}
     before = train_english.log.level
     train_english.log.setLevel(logging.WARNING)
@@ -54,7 +40,7 @@ def write_text_checkpoint(
         _make_louder(output, outliers)
 
 
-def _write_corpus(folder: Path) -> None:
+def write_corpus(folder: Path) -> None:
     """A document for each three of the paragraphs that calibration has."""
     folder.mkdir()
     lines = (ASSETS / "text" / "calibration.jsonl").read_text(encoding="utf-8").splitlines()

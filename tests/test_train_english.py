@@ -21,6 +21,7 @@ from model.checkpoint_files import weight_files
 from runtime.tokenizer import load_tokenizer
 from scripts import train_english as training
 from scripts.english_corpus import Document, is_held_out, read_corpus, read_document
+from scripts.text_checkpoints import write_corpus
 from scripts.train_sudoku import SPECIAL_TOKENS
 from tests.checkpoints import ROOT
 
@@ -49,10 +50,8 @@ def texts_of(name: str, folder: Path = TEXT) -> list[str]:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 176 small documents of three paragraphs."""
-    folder = tmp_path_factory.mktemp("corpus")
-    paragraphs = texts_of("calibration")
-    for i in range(0, len(paragraphs) - 2, 3):
-        (folder / f"{i:03d}.txt").write_text("\n\n".join(paragraphs[i : i + 3]), encoding="utf-8")
+    folder = tmp_path_factory.mktemp("corpora") / "corpus"
+    write_corpus(folder)
     return folder
 
 
