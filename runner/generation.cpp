@@ -90,16 +90,11 @@ std::vector<Block> Run::plan(const std::vector<size_t>& rows, std::optional<int6
 void Run::fill(const Forward& forward, const std::vector<size_t>& rows, const Block& block) {
     const bool in_blocks = options.block_length.has_value();
     const bool by_rule = options.goes_by_certainty(), opens_alone = in_blocks && !options.writes_at_once();
-    int64_t n_steps = block.steps;
-    if (by_rule) {
-        // Each step writes a token at least: so many are enough whatever the network says.
-        int64_t most = 1;
-        for (const size_t row : rows)
-            most = std::max(most, static_cast<int64_t>(masked(row, block.start, block.end).size()));
-        n_steps = opens_alone + most;
-    }
     std::vector<int64_t> n_masks;
     for (const size_t row : rows) n_masks.push_back(static_cast<int64_t>(masked(row, block.start, block.end).size()));
+    int64_t n_steps = block.steps;
+    // Each step writes a token at least: so many are enough whatever the network says.
+    if (by_rule) n_steps = opens_alone + std::max<int64_t>(1, *std::max_element(n_masks.begin(), n_masks.end()));
     std::vector<int64_t> unused(rows.size());  // tokens that the rule kept earlier steps from writing
     seen.clear();
     for (int64_t i = 0; i < n_steps; ++i) {
