@@ -63,8 +63,7 @@ def estimate(config: RunConfig) -> Estimate:
         )
     max_seq_len, max_rows = lengths(shape, config.export)
     reads = (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()
-    solves, calibrates = config.task.n_solve > 0, reads and needs_text(config.recipe)
-    return of_sizes(shape, checkpoint_bytes, config.recipe, max_seq_len, max_rows, solves, calibrates)
+    return of_sizes(shape, checkpoint_bytes, config.recipe, max_seq_len, max_rows, reads and needs_text(config.recipe))
 
 
 def of_sizes(
@@ -73,10 +72,9 @@ def of_sizes(
     recipe: Recipe,
     max_seq_len: int,
     max_rows: int,
-    solves: bool,
     calibrates: bool = False,
 ) -> Estimate:
-    """solves: a task, for which the float32 model is there whole. calibrates: rounding goes by a text."""
+    """calibrates: rounding goes by a text."""
     with torch.device("meta"):
         model = DreamEdge(replace(config, num_hidden_layers=1))  # the others are alike
     itemsize = getattr(torch, recipe.dtype.value).itemsize
@@ -152,8 +150,6 @@ def of_sizes(
     eager = graph + max(in_layer * (4 + in_file) + activations, logits)
     if rewrites:  # the embedding or the output layer once more, in float32: what noise is held against
         eager += 4 * V * D
-    if solves:
-        eager = max(eager, graph + 4 * numbers)
     memory = {
         "load": PROCESS + largest,
         "quantize": PROCESS

@@ -8,11 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from model import CheckpointError, ConfigError, DreamEdge, DreamEdgeConfig, load_hf_model
 from model import lora as lora_adapter
-from model.checkpoint import set_parameter
 from model.checkpoint_files import INDEX, weight_files
 from model.lora import adapter_files, merge, read_adapter
 from runtime.artifact import sha256
@@ -95,14 +92,3 @@ def _merged(model: DreamEdge, adapter: Path, checkpoint: dict[str, str], cache: 
     except OSError as error:
         raise OutputError(f"{cache}: the merged weights cannot be kept: {error.strerror or error}") from error
     return digests
-
-
-def float32_model(loaded: Loaded) -> DreamEdge:
-    """All of it at once, in memory."""
-    with torch.device("meta"):
-        model = DreamEdge(loaded.config)
-    for name, parameter in loaded.model.named_parameters():  # a tied one once
-        set_parameter(model, name, parameter.data.float())
-    if loaded.config.tie_word_embeddings:
-        model.lm_head.weight = model.embed_tokens.weight
-    return model.eval()

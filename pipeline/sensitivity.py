@@ -21,13 +21,14 @@ from pipeline.tuning import BEST, FORMATS, fitted
 from recipes.stored import Weights
 from runtime.errors import UsageError
 from validation.divergence import Divergence
-from validation.material import TEXT, hidden_texts
+from validation.effort import effort_for
+from validation.material import hidden_texts
 from validation.progress import Report, within
 from validation.quantization_noise import KINDS, quantization_noise
 from validation.reference import Sequence
 from validation.texts import read_texts, tokens_of, windows
 
-N_TEXTS = 32  # of at most `TEXT` tokens
+N_TEXTS = 32
 SMALLEST = FORMATS[0]
 HEAD = "lm_head"
 
@@ -49,9 +50,10 @@ def texts_of(loaded: Loaded, file: Path, seed: int) -> tuple[Sequence, ...]:
     if loaded.tokenizer is None:
         raise UsageError(f"checkpoint {loaded.folder}: without a tokenizer no text can be read")
     texts = tokens_of(loaded.tokenizer, read_texts(file, "calibration", loaded.folder), f"calibration: {file}", least=1)
-    pieces = windows(texts, min(TEXT, loaded.config.max_seq_len))
+    length = effort_for(loaded.config).text
+    pieces = windows(texts, min(length, loaded.config.max_seq_len))
     drawn = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed))[:N_TEXTS].tolist()
-    sequences, _ = hidden_texts([pieces[i] for i in drawn], loaded.config.mask_token_id, seed, TEXT)
+    sequences, _ = hidden_texts([pieces[i] for i in drawn], loaded.config.mask_token_id, seed, length)
     return sequences
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.load import Loaded, float32_model
+from pipeline.load import Loaded
 from pipeline.lower import Lowered
 from pipeline.quantize import Quantized
 from recipes.options import Fold, Recipe
@@ -16,9 +16,9 @@ from validation.judge import Validated, bounds_of, measure
 from validation.material import Material, task_of
 from validation.overflow import Float16Error
 from validation.progress import Report, within
-from validation.recording import make_reference
+from validation.recording import make_reference, task_answers
 from validation.reference import Task, save_reference
-from validation.replay import Answers, solve
+from validation.replay import Answers
 from validation.settings import Budget, TaskConfig, ValidationConfig
 from validation.solved import Solved, check_fit, share_solved, solved_figure
 from validation.tied_calls import with_floors
@@ -46,13 +46,11 @@ def validate(
     S, max_rows = lowered.max_seq_len, lowered.max_rows
     task = task_of(loaded.tokenizer, material.prompts, task_config, S)
     drop = quantized.recipe.bounds.solved_drop if budget.solved is None else budget.solved
-    float32_answers, share = None, 0.0
+    float32, float32_answers, share = Weights(loaded.model, {}), None, 0.0
     if task is not None:
-        report("float32 loads")
-        float32_answers = solve(float32_model(loaded), task, within("float32", report))
+        float32_answers = task_answers(float32, task, within("float32", report))
         share = _share(loaded, task_config, task, float32_answers)
         check_fit(task_config.name, len(task.prompts), share, drop)
-    float32 = Weights(loaded.model, {})
     models = (quantized.weights, float32, quantized.plain)
     try:
         reference = make_reference(*models, material, task, task_config.new_tokens, settings, S, max_rows, report)

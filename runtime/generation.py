@@ -8,9 +8,9 @@ them on purpose, docs/generation.md says so.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,9 @@ from torch import Tensor
 from runtime.accept import Steadiness, near_anchors, sliding, within_entropy_bound
 from runtime.guards import ban_ends, ban_repetitions, end_later
 from runtime.options import (
+    Asked,
     Forward,
+    ForwardAll,
     Network,
     OptionError,
     Options,
@@ -36,6 +38,9 @@ from runtime.sample import OWN, OWN_ENTROPY, entropy, most_confident, own_distri
 OnStep = Callable[[int, Tensor], Tensor | None]
 # (step, tokens of the row int64, positions int64 [M], their logits float32 [M, V]): may return other logits.
 OnLogits = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
+
+T = TypeVar("T")
+Calls = Generator[Asked, Tensor, T]  # asks for raw logits [1, K, V], call after call
 
 MAX_STEPS = 100_000  # more than any cache has positions; the history holds the tokens of each
 
@@ -94,6 +99,7 @@ def generate(
     no_repeat_ngram_size: int | None = None,
     on_step: OnStep | None = None,
     on_logits: OnLogits | None = None,
+    together: ForwardAll | None = None,
 ) -> Generation:
     """Append `max_new_tokens` masks to each prompt, then fill every mask, those inside the prompts too.
 
@@ -117,6 +123,7 @@ def generate(
         the answer does not end. no_repeat_ngram_size: so many tokens in a row are not written twice (`guards.py`).
     seed: of all that is random; None takes torch's own generator.
     stop_at_eos: cut each answer at its first end-of-sequence token, and end as soon as all before it is written.
+    together: computes a call of each row at once, without a cache; what is random is then drawn in another order.
 
     Raises `OptionError` for a prompt or an option that cannot be, `FloatingPointError` for logits that are not
     finite.
@@ -147,6 +154,8 @@ def generate(
         no_repeat_ngram_size=no_repeat_ngram_size,
     )
     options.check()
+    if together is not None and cache is not None:
+        raise OptionError(f"cache {cache!r}: calls of several rows together are whole, and keep none")
     if block_length is not None and options.goes_by_certainty:
         steps = None
     check_whole(max_new_tokens=max_new_tokens, steps=steps, seed=seed)
@@ -158,13 +167,37 @@ def generate(
     # One cache holds one row, and a row's blocks and steps are its own. Only the draws of `origin` go through the
     # whole batch, step by step, as in the reference.
     rows = list(range(len(prompts)))
-    together = alg == "origin" and block_length is None
-    groups = [rows] if together else [[row] for row in rows]
-    for group, plan in [(group, run.plan(group, steps)) for group in groups]:
-        forward = network.start()
-        for block in plan:
-            run.fill(forward, group, *block)
+    draws_together = alg == "origin" and block_length is None
+    groups = [rows] if draws_together else [[row] for row in rows]
+    all_calls = [run.blocks(group, run.plan(group, steps)) for group in groups]
+    if together is not None:
+        _answer_all(all_calls, together)
+    else:
+        for calls in all_calls:
+            _answer(calls, network.start())
     return run.generation(time.perf_counter() - started)
+
+
+def _answer(calls: Calls[None], forward: Forward) -> None:
+    asked = next(calls, None)
+    while asked is not None:
+        try:
+            asked = calls.send(forward(*asked))
+        except StopIteration:
+            return
+
+
+def _answer_all(all_calls: list[Calls[None]], forward: ForwardAll) -> None:
+    waiting = [(calls, asked) for calls in all_calls if (asked := next(calls, None)) is not None]
+    while waiting:
+        given = forward([asked for _, asked in waiting])
+        still = []
+        for (calls, _), logits_1KV in zip(waiting, given, strict=True):
+            try:
+                still.append((calls, calls.send(logits_1KV)))
+            except StopIteration:
+                continue
+        waiting = still
 
 
 @dataclass(frozen=True)
@@ -215,7 +248,11 @@ class _Run:
         most = n_masks if steps is None else max(1, n_masks // steps)
         return [(start, end, n, most) for (start, end), n in zip(blocks, n_steps, strict=True)]
 
-    def fill(self, forward: Forward, rows: list[int], start: int, end: int, n_steps: int, most_a_step: int) -> None:
+    def blocks(self, rows: list[int], plan: list[tuple[int, int, int, int]]) -> Calls[None]:
+        for block in plan:
+            yield from self.fill(rows, *block)
+
+    def fill(self, rows: list[int], start: int, end: int, n_steps: int, most_a_step: int) -> Calls[None]:
         """Fill the masks of columns start .. end-1 in `n_steps` steps, or in as many as the rule takes.
 
         In blocks, the first step computes the whole row, which is what the caches start from. If there are more
@@ -250,7 +287,7 @@ class _Run:
                 window = self._window(row, start, end, is_whole=i == 0)
                 block = n_masks[row] if goes_by_rule else None
                 fills_cache = options.cache is not None and i == 0
-                unused[row] -= self._write(forward, row, columns_M, n, block, window, fills_cache)
+                unused[row] -= yield from self._write(row, columns_M, n, block, window, fills_cache)
             self._after_step(rows)
             is_full = not any(len(self._masked(row, start, end)) for row in rows)
             if by_rule and i >= opens_alone and is_full:
@@ -265,15 +302,8 @@ class _Run:
         return Window(max(start, self.lefts[row]), end if self.options.cache == "dual" else seen, seen)
 
     def _write(
-        self,
-        forward: Forward,
-        row: int,
-        columns_M: Tensor,
-        n: int,
-        block: int | None,
-        window: Window,
-        fills_cache: bool,
-    ) -> int:
+        self, row: int, columns_M: Tensor, n: int, block: int | None, window: Window, fills_cache: bool
+    ) -> Calls[int]:
         """Write the n most confident of these masks, or what the rule accepts of them; how many.
 
         block: the masks that the block had at first, where a rule decides.
@@ -284,7 +314,7 @@ class _Run:
         # Logits are read shifted: a token comes from the row before it, the first from its own.
         sources_M = (columns_M - 1).clamp_min(left) if n else torch.tensor([left])
         window = replace(window, first=min(window.first, int(sources_M.min())))
-        logits_MV = self._forward(forward, row, window, sources_M)
+        logits_MV = yield from self._logits(row, window, sources_M)
         if n == 0:
             return 0
         logits_MV = self._guarded(row, columns_M, logits_MV)
@@ -340,13 +370,14 @@ class _Run:
             return self.seen[row].see(columns_M, probs_MV, options.kl_threshold) & (sure_M >= options.threshold)
         return sure_M >= options.threshold
 
-    def _forward(self, forward: Forward, row: int, window: Window, sources_M: Tensor) -> Tensor:
+    def _logits(self, row: int, window: Window, sources_M: Tensor) -> Calls[Tensor]:
         """Raw logits [M, V] of these columns; several calls if one may not ask for so many at once."""
         left, tokens_T = self.lefts[row], self.tokens_BL[row, window.first : window.stop]
         logits = []
         for sources_K in sources_M.split(self.network.max_rows):
             rows_K = sources_K - window.first
-            logits.append(forward(tokens_T, window.first - left, window.seen - left, rows_K)[0])
+            asked = Asked(tokens_T, window.first - left, window.seen - left, rows_K)
+            logits.append((yield asked)[0])
             self.forward_calls += 1
             self.positions += len(tokens_T)
         return torch.cat(logits) if len(logits) > 1 else logits[0]

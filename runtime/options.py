@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,19 @@ from runtime.sample import ALGORITHMS
 
 # (tokens int64 [T], start_pos, kv_len, rows int64 [K]) -> raw logits float32 [1, K, V]: the program's contract.
 Forward = Callable[[Tensor, int, int, Tensor], Tensor]
+
+
+class Asked(NamedTuple):
+    """The arguments of one call."""
+
+    tokens_T: Tensor
+    start_pos: int
+    kv_len: int
+    rows_K: Tensor
+
+
+# One call of each of several sequences, all whole, to what `Forward` gives for each.
+ForwardAll = Callable[[list[Asked]], list[Tensor]]
 
 
 Prompts = Tensor | Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor]

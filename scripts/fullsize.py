@@ -158,7 +158,7 @@ def road(checkpoint: Path, recipe_name: str, workdir: Path) -> dict[str, Any]:
     display = Display(Console(stderr=True, quiet=True))
     with display.stage("load"):
         loaded = load(checkpoint)
-    needs = of_sizes(loaded.config, loaded.weights, recipe, *lengths(loaded.config, settings), solves=False)
+    needs = of_sizes(loaded.config, loaded.weights, recipe, *lengths(loaded.config, settings))
     with display.stage("quantize") as report:
         quantized = quantize(loaded, recipe, workdir / "cache", report)
     with display.stage("export"):

@@ -44,7 +44,7 @@ def estimated(result: dict[str, Any]) -> dict[str, int]:
     """What `run` says today of the main job."""
     config, S = DreamEdgeConfig(**result["shape"]), result["max_seq_len"]
     recipe, (_, max_rows) = load_recipe("int4_xnnpack"), lengths(config, ExportConfig(S))
-    return of_sizes(config, result["main_job"]["sizes"]["checkpoint"], recipe, S, max_rows, solves=False).memory
+    return of_sizes(config, result["main_job"]["sizes"]["checkpoint"], recipe, S, max_rows).memory
 
 
 def growth_table(result: dict[str, Any]) -> str:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 
 from model import DreamEdge, load_hf_model
+from recipes.stored import Weights
 from scripts import train_sudoku as training
 from tests.checkpoints import BUNDLED, ROOT
+from validation.progress import silent
+from validation.recording import task_answers
 from validation.reference import Task
 from validation.replay import solve
 from validation.tasks import load_checker, read_prompts
@@ -43,7 +47,11 @@ def test_it_solves_what_it_was_not_trained_on() -> None:
     prompts = read_prompts(PROMPTS)
     assert len(set(prompts)) == 1000
     task = Task(tuple(torch.tensor(tokenizer.encode(prompt).ids) for prompt in prompts), 19, threshold=0.9)
-    answers = [tokenizer.decode(answer.tolist()) for answer in solve(model, task).tokens]
+    found = task_answers(Weights(model, {}), task, silent)
+    alone = solve(model, replace(task, prompts=task.prompts[:50]))
+    assert torch.equal(found.tokens[:50], alone.tokens)
+    assert torch.equal(found.steps[:50], alone.steps[:, : found.steps.shape[1]])
+    answers = [tokenizer.decode(answer.tolist()) for answer in found.tokens]
     solved = sum(itertools.starmap(sudoku, zip(prompts, answers, strict=True)))
     assert solved >= 990
 

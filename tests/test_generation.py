@@ -20,6 +20,7 @@ from torch import Tensor
 
 from model import DreamEdge, load_hf_model
 from runtime import Generation, Network, OptionError, Program, generate
+from runtime.options import Asked
 from runtime.sample import sample
 from tests.checkpoints import GOLDEN, GOLDEN_NAMES, ROOT, Build
 
@@ -107,6 +108,29 @@ def test_each_row_of_a_batch_is_answered_as_if_alone(network_of: Callable[[str],
             alone = generate(network, prompt, cache=cache_mode, **options)
             assert torch.equal(together.answers[row], alone.answers[0])
             assert torch.equal(together.history[:, row, -alone.tokens.shape[1] :], alone.history[:, 0])
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+@pytest.mark.parametrize(
+    "rule", [{}, {"threshold": 0.3}, {"block_length": 4, "threshold": 0.3}, {"gamma": 1.0}], ids=str
+)
+def test_rows_that_are_computed_together_are_answered_as_if_alone(name: str, rule: dict[str, Any]) -> None:
+    network, n_calls = eager(name), list[int]()
+    prompts = [torch.arange(5, 5 + length) for length in (3, 7, 4)]
+
+    def together(asked: list[Asked]) -> list[Tensor]:
+        n_calls.append(len(asked))
+        return [network.start()(*arguments) for arguments in asked]
+
+    rule = rule | {"max_new_tokens": 8, "alg": "maskgit_plus"}
+    both = generate(network, prompts, together=together, **rule)
+    alone = [generate(network, prompt, **rule) for prompt in prompts]
+    assert max(n_calls) == 3
+    assert sum(n_calls) == both.forward_calls == sum(one.forward_calls for one in alone)
+    for i, one in enumerate(alone):
+        assert torch.equal(both.answers[i], one.answers[0])
+        length = len(one.history)
+        assert torch.equal(both.history[:length, i, -one.tokens.shape[1] :], one.history[:, 0])
 
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
@@ -497,6 +521,7 @@ def test_more_rows_than_a_call_may_ask_for() -> None:
 
 
 REFUSED = [
+    ({"together": list, "cache": "dual"}, "together are whole, and keep none"),
     ({"prompt_ids": []}, "empty"),
     ({"prompt_ids": [[1], []]}, "empty"),
     ({"prompt_ids": torch.zeros(1, 1, 1, dtype=torch.int64)}, r"\[P\] or \[B, P\]"),

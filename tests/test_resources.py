@@ -90,7 +90,7 @@ def test_the_estimate_of_a_large_model_is_shown(
 def test_the_ideal_of_dream_7b() -> None:
     """4.5 bits for a linear weight, 8 for the embedding and a float a row, floats for the rest."""
     config = read_shape(ROOT / "conf" / "shape" / "dream_7b.yaml")
-    needs = estimate.of_sizes(config, 2 * 7_615_616_512, load_recipe("int4_xnnpack"), 2048, 110, solves=False)
+    needs = estimate.of_sizes(config, 2 * 7_615_616_512, load_recipe("int4_xnnpack"), 2048, 110)
     D, F, V, L = config.hidden_size, config.intermediate_size, config.vocab_size, config.num_hidden_layers
     kv = config.num_key_value_heads * config.head_dim
     linears = L * (2 * D * D + 2 * D * kv + 3 * D * F) + V * D

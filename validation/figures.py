@@ -122,7 +122,8 @@ def quality(reference: Reference, replay: Replay, bounds: dict[str, float]) -> l
     if beside:
         rounded = torch.cat([plain for plain, _ in beside]).double().mean().item()
         bound = OVER_PLAIN * rounded + bounds["kl_slack"] + min(_chance(beside), MOST_CHANCE * rounded)
-        figures.append(Figure("quality", "kl_beside_plain", kl, bound, False, f"plain rounding has {rounded:.3g}"))
+        ours = torch.cat([ours for _, ours in beside]).mean().item()
+        figures.append(Figure("quality", "kl_beside_plain", ours, bound, False, f"plain rounding has {rounded:.3g}"))
     return [*figures, *_losses(pairs, bounds), *_same_answers(reference, replay)]
 
 

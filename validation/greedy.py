@@ -10,7 +10,7 @@ from torch import Tensor
 from runtime.sample import most_confident
 from validation.reference import Call
 
-N_PROMPTS, PROMPT, NEW, STEPS = 8, 32, 16, 4
+PROMPT, NEW, STEPS = 32, 16, 4
 
 # Calls, each whole and of its own cache, to logits float32 [K, V] of each.
 Run = Callable[[list[Call]], list[Tensor]]

@@ -14,6 +14,7 @@ from recipes.stored import Weights
 from runtime.errors import UsageError
 from runtime.tokenizer import encode
 from validation.eager import run_by_layer
+from validation.effort import effort_for
 from validation.progress import Report, within
 from validation.reference import Call, Sequence, Task
 from validation.settings import MIN_PROMPTS, TaskConfig, ValidationConfig
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 PROMPT = 24  # tokens of a random one, and of a text that begins a call
-TEXT = 96  # tokens of a text that are read
 LEAST_RATIO = 0.1  # of the tokens of a text, that are hidden: from so many to all
 
 
@@ -57,7 +57,8 @@ def material_of(
     """
     room = max(1, max_seq_len // 2)
     texts, source = _texts(checkpoint, tokenizer, task, validation, bundled)
-    texts = [tokens[: min(TEXT, max_seq_len)] for tokens in texts[: validation.n_prompts]]
+    length = min(effort_for(config).text, max_seq_len)
+    texts = [tokens[:length] for tokens in texts[: validation.n_prompts]]
     if task.prompts is not None and tokenizer is not None:
         n = max(validation.n_prompts, task.n_solve)
         encoded = [encode(tokenizer, text)[:room] for text in read_prompts(Path(task.prompts))[:n]]

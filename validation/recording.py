@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from recipes.stored import Weights
+from runtime.options import Asked
 from validation.activations import quantizes_activations
 from validation.eager import Twin, run_by_layer
+from validation.effort import effort_for
 from validation.figures import TIE_MARGIN, kl_divergence, sqnr_db
-from validation.greedy import N_PROMPTS, NEW, PROMPT, write_greedily
+from validation.greedy import NEW, PROMPT, write_greedily
 from validation.logits import Summary, summarize, top_columns
 from validation.material import Material, whole_sequences
 from validation.overflow import Float16Error, check_finite, overflow_watch
 from validation.progress import Report, silent, within
 from validation.reference import Call, Expected, Greedy, Reference, Sequence, Task
+from validation.replay import Answers, solve_prompts
 from validation.settings import ValidationConfig
 
 MAX_BLOCK = 32
@@ -27,7 +31,8 @@ MAX_BLOCK = 32
 # other roots, exponentials and sums of attention besides: four times the noise (measured: up to 8 dB). In float16 it is
 # exact, and a program rounds as often as eager does: twice the noise if nothing cancels (measured: it is nearer).
 ROUNDING_DB = {torch.float32: 12.0, torch.float16: 3.0}
-N_SHORT, N_SHORT_CANDIDATES = 5, 48  # of each kind
+N_SHORT = 5  # of each kind
+TOGETHER = 2**26  # bytes of activations of the prompts that go through a layer together
 
 
 def make_reference(
@@ -49,10 +54,12 @@ def make_reference(
     config = float32.model.config
     whole, targets = whole_sequences(float32, material, n_new, settings, max_seq_len, max_rows, report)
     contract = contract_sequences(material.prompts, config.mask_token_id, max_seq_len, max_rows)
-    candidates = short_candidates(material.prompts)
+    effort = effort_for(config)
+    candidates = short_candidates(material.prompts, effort.candidates)
     sequences = (*whole, *contract, *candidates)
     beside = None if material.is_random else plain  # which of two loses less is no question of noise
-    expected, rounding = run_eager(quantized, float32, sequences, report, targets, beside)
+    asked = (sequences, report, targets, beside, effort.plain)
+    expected, rounding = run_eager(quantized, float32, *asked)
     n = len(whole) + len(contract)
     chosen = [*range(n), *(n + i for i in freest_of_ties(candidates, expected[n:]))]
     sequences = (*whole, *contract, *renumbered(candidates, [i - n for i in chosen[n:]]))
@@ -65,19 +72,44 @@ def make_reference(
 def greedy_answers(float32: Weights, texts: list[Tensor], max_seq_len: int, max_rows: int, report: Report) -> Greedy:
     """What the float32 model writes after the first texts."""
     n_new = min(NEW, max_rows, max_seq_len // 2)
-    prompts = tuple(text[: min(PROMPT, max_seq_len - n_new)] for text in texts[:N_PROMPTS])
-
-    def run(calls: list[Call]) -> list[Tensor]:
-        found: dict[int, Tensor] = {}
-
-        def keep(i: int, _: int, logits_KV: Tensor) -> None:
-            found[i] = logits_KV
-
-        asked = tuple(Sequence("greedy", (call,)) for call in calls)
-        run_by_layer(float32, asked, keep, torch.float32, within("answers", report))
-        return [found[i] for i in range(len(calls))]
-
+    prompts = tuple(
+        text[: min(PROMPT, max_seq_len - n_new)] for text in texts[: effort_for(float32.model.config).greedy]
+    )
+    run = partial(whole_calls, float32, within("answers", report))
     return Greedy(prompts, write_greedily(run, prompts, n_new, float32.model.config.mask_token_id))
+
+
+def task_answers(float32: Weights, task: Task, report: Report) -> Answers:
+    """The float32 model's, many prompts at a time, so that its weights are read once for all of them."""
+    bytes_a_token = 4 * 8 * float32.model.config.hidden_size
+    groups: list[list[Tensor]] = [[]]
+    for prompt in task.prompts:
+        if groups[-1] and sum(len(p) + task.n_new for p in (*groups[-1], prompt)) * bytes_a_token > TOGETHER:
+            groups.append([])
+        groups[-1].append(prompt)
+    found, n_done = [], 0
+    for group in groups:
+
+        def together(asked: list[Asked]) -> list[Tensor]:
+            calls = [Call(*arguments) for arguments in asked]
+            return [logits_KV[None] for logits_KV in whole_calls(float32, silent, calls)]
+
+        report("prompts", n_done, len(task.prompts))
+        found.append(solve_prompts(float32.model, group, task, together))
+        n_done += len(group)
+    return Answers(torch.cat([answers.tokens for answers in found]), torch.cat([answers.steps for answers in found]))
+
+
+def whole_calls(float32: Weights, report: Report, calls: list[Call]) -> list[Tensor]:
+    """Logits [K, V] of calls that see nothing but their own tokens, in float32."""
+    found: dict[int, Tensor] = {}
+
+    def keep(i: int, _: int, logits_KV: Tensor) -> None:
+        found[i] = logits_KV
+
+    asked = tuple(Sequence("alone", (call,)) for call in calls)
+    run_by_layer(float32, asked, keep, torch.float32, report)
+    return [found[i] for i in range(len(calls))]
 
 
 def contract_sequences(prompts: list[Tensor], mask_id: int, S: int, max_rows: int) -> tuple[Sequence, ...]:
@@ -109,18 +141,18 @@ def contract_sequences(prompts: list[Tensor], mask_id: int, S: int, max_rows: in
     )
 
 
-def short_candidates(prompts: list[Tensor]) -> tuple[Sequence, ...]:
-    """Calls of a few tokens: two to four at once; two, then more after them; four, then some of them again."""
+def short_candidates(prompts: list[Tensor], n: int) -> tuple[Sequence, ...]:
+    """n of each kind: two to four tokens at once; two, then more after them; four, then some of them again."""
     candidates = []
-    for i in range(N_SHORT_CANDIDATES):
+    for i in range(n):
         tokens = prompts[i % len(prompts)].roll(-5 * i).repeat(4)[:4]
-        n, m = 2 + i % 3, 1 + i % 2
+        length, m = 2 + i % 3, 1 + i % 2
 
         def call(tokens: Tensor, start: int, kv_len: int) -> Call:
             return Call(tokens, start, kv_len, torch.arange(len(tokens)))
 
         candidates += [
-            Sequence("short", (call(tokens[:n], 0, n),)),
+            Sequence("short", (call(tokens[:length], 0, length),)),
             Sequence("short-append", (call(tokens[:2], 0, 2), call(tokens[2 : 2 + m], 2, 2 + m))),
             Sequence("short-rewrite", (call(tokens, 0, 4), call(tokens[:m], 1, 4))),
         ]
@@ -157,12 +189,13 @@ def run_eager(
     report: Report = silent,
     targets: Mapping[str, Tensor] = MappingProxyType({}),
     plain: Weights | None = None,
+    most_plain: int = 10**6,
 ) -> tuple[list[tuple[Expected, ...]], dict[int, list[float]]]:
     """(what eager gives for every call, by sequence the decibels that rounding makes: see `Twin`).
 
     The first is the quantized model's, and for whole sequences the float32 model's too, with what their rows are to
-    predict (targets, by name) and how far the plainly rounded model is from it. The second is of calls that
-    are free of ties: of all where no activation is quantized, else of the short ones. Raises `Float16Error`.
+    predict (targets, by name) and, of at most so many, how far the plainly rounded model is from it. The second is of
+    calls that are free of ties: of all where no activation is quantized, else of the short ones. Raises `Float16Error`.
     """
     whole = tuple(sequence for sequence in sequences if sequence.name.startswith("whole"))
     wide: dict[str, tuple[Summary, Tensor]] = {}
@@ -178,13 +211,14 @@ def run_eager(
     def keep_rounded(i: int, _: int, logits_KV: Tensor) -> None:
         if dtype == torch.float16:
             check_finite("the logits", logits_KV)
-        float32_summary, columns_KC = wide[whole[i].name]
-        rounded[whole[i].name] = kl_divergence(float32_summary, summarize(logits_KV, columns_KC)).float()
+        float32_summary, columns_KC = wide[beside[i].name]
+        rounded[beside[i].name] = kl_divergence(float32_summary, summarize(logits_KV, columns_KC)).float()
 
+    beside = whole[:: -(-len(whole) // most_plain)]  # few and many masks alike
     if plain is not None:
         try:
             told = within("plainly rounded", report)
-            run_by_layer(plain, whole, keep_rounded, None, told, watch=overflow_watch(dtype))
+            run_by_layer(plain, beside, keep_rounded, None, told, watch=overflow_watch(dtype))
         except Float16Error:  # nothing to be held against
             rounded.clear()
     eager: dict[tuple[int, int], Tensor] = {}

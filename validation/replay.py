@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import accumulate
@@ -26,7 +27,7 @@ from torch import Tensor
 from runtime.generation import generate
 from runtime.limits import end_if_call_hangs, end_if_loading_hangs, how_it_ended, restrict_to_program
 from runtime.memory import give_back_from, memory, peak_rss
-from runtime.options import Network
+from runtime.options import ForwardAll, Network
 from runtime.program import Program, ProgramError
 from runtime.threads import use_threads
 from validation.child import run_child
@@ -202,15 +203,22 @@ def shortest(reference: Reference, tokens: int) -> Reference:
 
 
 def solve(network: Network, task: Task, report: Report = silent) -> Answers:
-    """The program's, or in eager those to compare with."""
-    answers, steps = [], []
+    """The program's."""
+    found = []
     for i, prompt in enumerate(task.prompts):
         report("prompts", i, len(task.prompts))
-        solved = generate(network, prompt, max_new_tokens=task.n_new, alg="maskgit_plus", threshold=task.threshold)
-        was_mask = solved.history[:, 0, -task.n_new :] == network.mask_id
-        answers.append(solved.answers[0])
-        steps.append(was_mask.sum(0) - 1)
-    return Answers(torch.stack(answers), torch.stack(steps))
+        found.append(solve_prompts(network, [prompt], task))
+    return Answers(torch.cat([answers.tokens for answers in found]), torch.cat([answers.steps for answers in found]))
+
+
+def solve_prompts(
+    network: Network, prompts: Sequence[Tensor], task: Task, together: ForwardAll | None = None
+) -> Answers:
+    """Each as if it were alone. together: as for `generate`."""
+    rule: dict[str, Any] = {"alg": "maskgit_plus", "threshold": task.threshold}
+    solved = generate(network, prompts, max_new_tokens=task.n_new, together=together, **rule)
+    was_mask = solved.history[:, :, -task.n_new :] == network.mask_id
+    return Answers(torch.stack(solved.answers), was_mask.sum(0) - 1)
 
 
 def main() -> None:

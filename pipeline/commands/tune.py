@@ -142,7 +142,7 @@ def measure(config: TuneConfig, display: Display) -> Measured:
         shapes = linears(loaded.config)
         every = {f: {n: f if f in formats_that_fit(shape[1]) else BEST for n, shape in shapes.items()} for f in FORMATS}
         sizes = {f: sum(matrix_bytes(*shapes[n], kind) for n, kind in every[f].items()) for f in FORMATS}
-        whole = of_sizes(loaded.config, loaded.weights, recipe_of(recipe, every[BEST]), max_seq_len, max_rows, False)
+        whole = of_sizes(loaded.config, loaded.weights, recipe_of(recipe, every[BEST]), max_seq_len, max_rows)
         rest = whole.output - sizes[BEST]
         least = rest + sizes[FORMATS[0]]
         if budget.bytes is not None and budget.bytes < least:

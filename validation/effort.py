@@ -1,0 +1,34 @@
+"""How much of a checkpoint eager looks at: a token costs two operations a weight, in up to three models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from model import DreamEdgeConfig
+from model.dream import DecoderLayer
+
+
+@dataclass(frozen=True)
+class Effort:
+    """text: tokens that are read of each. plain: texts that the plainly rounded model reads, too. greedy: prompts that
+    are answered. candidates: short calls of each kind, among which those free of ties are searched.
+    """
+
+    text: int
+    plain: int
+    greedy: int
+    candidates: int
+
+
+LARGE = 1.5e9  # weights, above which a minute of eager is but a few hundred tokens
+
+
+def effort_for(config: DreamEdgeConfig) -> Effort:
+    with torch.device("meta"):
+        in_layer = sum(p.numel() for p in DecoderLayer(config).parameters())
+    if config.num_hidden_layers * in_layer <= LARGE:
+        return Effort(text=96, plain=10**6, greedy=8, candidates=48)
+    # Wide layers have a tie in nearly all calls: more candidates find none.
+    return Effort(text=48, plain=16, greedy=2, candidates=12)
