@@ -14,6 +14,7 @@ from model.checkpoint_files import INDEX, weight_files
 from model.lora import adapter_files, merge, read_adapter
 from runtime.artifact import sha256
 from runtime.chat import end_tokens
+from runtime.defaults import own_defaults
 from runtime.errors import InputError, OutputError
 from runtime.tokenizer import load_tokenizer
 
@@ -60,6 +61,7 @@ def load(folder: Path, lora: str | None = None, cache: Path | None = None) -> Lo
         files = weight_files(folder)
     except (CheckpointError, ConfigError, OSError) as error:
         raise InputError(str(error)) from error
+    own_defaults(folder)  # wrong ones are found now, not by whoever writes with the artifact
     tokenizer = load_tokenizer(folder)
     largest = max(tokenizer.get_vocab().values(), default=0) if tokenizer is not None else 0
     if largest >= config.vocab_size:

@@ -154,16 +154,16 @@ class Cache(Enum):
 
 @dataclass
 class DecodingConfig:
-    """The options of `runtime.generate`, by their names there."""
+    """The options of `runtime.generate`, by their names there. None: as `runtime.defaults` says."""
 
     max_new_tokens: int | None = None
     steps: int | None = None
-    alg: Algorithm = Algorithm.entropy
-    temperature: float = 0.0
+    alg: Algorithm | None = None
+    temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     alg_temp: float | None = None
-    eps: float = 1e-3
+    eps: float | None = None
     block_length: int | None = None
     threshold: float | None = None
     seed: int | None = None
@@ -181,9 +181,10 @@ class DecodingConfig:
 
 
 def decoding_options(config: DecodingConfig, cache: Cache) -> dict[str, Any]:
-    """For `runtime.generate`, without `max_new_tokens`."""
+    """For `runtime.generate`, without `max_new_tokens`; None where nobody said."""
     options = {f.name: getattr(config, f.name) for f in fields(DecodingConfig) if f.name != "max_new_tokens"}
-    return options | {"alg": config.alg.value, "cache": None if cache is Cache.none else cache.value}
+    alg = None if config.alg is None else config.alg.value
+    return options | {"alg": alg, "cache": None if cache is Cache.none else cache.value}
 
 
 @dataclass
@@ -193,6 +194,8 @@ class GenerateConfig(DecodingConfig):
     prompts: str | None = None
     chat: bool = False
     stop: list[str] | None = None
+    n: int = 1
+    best_of: int | None = None
     cache: Cache = Cache.none
     packed_cache: str | None = None
     threads: int | None = None

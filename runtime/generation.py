@@ -51,6 +51,8 @@ class Generation:
 
     tokens: int64 [B, L], prompts and answers; rows with a shorter prompt are padded on the left with the pad id.
     answers: the new tokens of each row, int64; with `stop_at_eos` up to the end-of-sequence token, without it.
+    logprobs: float32 of each token of the answers, if asked for: in nats, by the network's own distribution when it was
+        written, before temperature and cuts; 0 for what follows an end.
     history: int64 [steps + 1, B, L], the tokens before the first step and after each; a row that ended earlier
         than others stays as it is.
     forward_calls, positions: calls of `forward`, and the tokens that they computed in all. A step that has nothing
@@ -63,6 +65,7 @@ class Generation:
     forward_calls: int
     positions: int
     seconds: float
+    logprobs: tuple[Tensor, ...] | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -97,6 +100,7 @@ def generate(
     eos_penalty: float = 0.0,
     min_new_tokens: int = 0,
     no_repeat_ngram_size: int | None = None,
+    logprobs: bool = False,
     on_step: OnStep | None = None,
     on_logits: OnLogits | None = None,
     together: ForwardAll | None = None,
@@ -121,7 +125,7 @@ def generate(
     suffix_window: of the masks behind a block so many positions are seen, and computed when it opens.
     eos_penalty: how much less likely an end token is while much of the answer is masked. min_new_tokens: before which
         the answer does not end. no_repeat_ngram_size: so many tokens in a row are not written twice (`guards.py`).
-    seed: of all that is random; None takes torch's own generator.
+    seed: of all that is random; None takes torch's own generator. logprobs: also give those of the answers.
     stop_at_eos: cut each answer at its first end-of-sequence token, and end as soon as all before it is written.
     together: computes a call of each row at once, without a cache; what is random is then drawn in another order.
 
@@ -164,6 +168,8 @@ def generate(
     tokens_BL, lefts = _padded(network, prompts, max_new_tokens)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     run = _Run(network, options, tokens_BL, lefts, max_new_tokens, generator, on_step, on_logits)
+    if logprobs:
+        run.logprobs_BL = torch.zeros(tokens_BL.shape)
     # One cache holds one row, and a row's blocks and steps are its own. Only the draws of `origin` go through the
     # whole batch, step by step, as in the reference.
     rows = list(range(len(prompts)))
@@ -223,6 +229,7 @@ class _Run:
     on_logits: OnLogits | None
     forward_calls: int = 0
     positions: int = 0
+    logprobs_BL: Tensor | None = None
     seen: dict[int, Steadiness] = field(default_factory=dict)  # by row, of the block that is being filled
     histories: list[list[Tensor]] = field(init=False)
     begin: int = field(init=False)  # the column where the answers begin
@@ -317,6 +324,7 @@ class _Run:
         logits_MV = yield from self._logits(row, window, sources_M)
         if n == 0:
             return 0
+        own_MV = logits_MV
         logits_MV = self._guarded(row, columns_M, logits_MV)
         if self.on_logits is not None:
             step, tokens_L = len(self.histories[row]) - 1, self.tokens_BL[row, left:]
@@ -332,6 +340,10 @@ class _Run:
             is_accepted_M[best_n[0]] = True
             best_n = best_n[is_accepted_M[best_n]]
         self.tokens_BL[row, columns_M[best_n]] = tokens_M[best_n]
+        if self.logprobs_BL is not None:
+            own_nV, _ = own_distributions(own_MV[best_n], self.network.mask_id)
+            written_n1 = tokens_M[best_n][:, None]
+            self.logprobs_BL[row, columns_M[best_n]] = own_nV.log_softmax(-1).gather(1, written_n1)[:, 0]
         if options.stop_at_eos:
             self._cut(row)
         return len(best_n)
@@ -415,14 +427,16 @@ class _Run:
     def generation(self, seconds: float) -> Generation:
         length = max(map(len, self.histories))
         history = [torch.stack(states + states[-1:] * (length - len(states))) for states in self.histories]
-        answers = []
+        answers, logprobs = [], []
         for row in range(len(self.tokens_BL)):
             eos = self._eos_columns(row) if self.options.stop_at_eos else torch.empty(0)
             end = int(eos[0]) if len(eos) else None
             answers.append(self.tokens_BL[row, self.begin : end])
-        return Generation(
-            self.tokens_BL, tuple(answers), torch.stack(history, 1), self.forward_calls, self.positions, seconds
-        )
+            if self.logprobs_BL is not None:
+                logprobs.append(self.logprobs_BL[row, self.begin : end])
+        cost = (self.forward_calls, self.positions, seconds)
+        kept = None if self.logprobs_BL is None else tuple(logprobs)
+        return Generation(self.tokens_BL, tuple(answers), torch.stack(history, 1), *cost, kept)
 
 
 def _padded(network: Network, prompts: list[Tensor], max_new_tokens: int) -> tuple[Tensor, list[int]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from runtime.artifact import MANIFEST_FILE, ArtifactError, load_manifest
+from runtime.defaults import own_defaults, with_defaults
 from runtime.errors import BadArtifactError, InputError, UsageError
 from runtime.generation import Generation, OnStep, generate
 from runtime.options import OptionError
@@ -28,6 +29,7 @@ class TextArtifact:
     program: Program
     tokenizer: Tokenizer
     new_tokens: int  # what the task of its validation takes
+    own: dict[str, Any]  # options that the checkpoint sets: `runtime.defaults`
 
 
 def open_text_artifact(folder: Path, packed_cache: str | None = None, threads: int | None = None) -> TextArtifact:
@@ -49,7 +51,7 @@ def open_text_artifact(folder: Path, packed_cache: str | None = None, threads: i
             raise BadArtifactError(
                 f"{folder}: its tokenizer has id {largest}, its program knows 0..{program.vocab_size - 1}"
             )
-        return TextArtifact(folder, manifest, program, tokenizer, new_tokens)
+        return TextArtifact(folder, manifest, program, tokenizer, new_tokens, own_defaults(folder))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadArtifactError(f"{folder / MANIFEST_FILE}: not a manifest: {type(error).__name__}: {error}") from error
     except (ArtifactError, ProgramError, InputError, FileNotFoundError) as error:
@@ -79,7 +81,9 @@ def write(
     on_step: OnStep | None = None,
     stop: Sequence[str] = (),
 ) -> Generation:
-    """`runtime.generate` with these options. stop: texts; writing ends where all before one, and it, is written.
+    """`runtime.generate` with these options, None where the checkpoint's own count, before ours.
+
+    stop: texts; writing ends where all before one, and it, is written.
 
     Raises `UsageError`, and `BadArtifactError` for a program that fails.
     """
@@ -94,7 +98,8 @@ def write(
         return changed_BL
 
     hook = after_step if stop else on_step
-    options = options | {"stop_at_eos": True} if stop else options  # so that nothing is computed behind it
+    options = with_defaults(options, artifact.own)
+    options |= {"stop_at_eos": True} if stop else {}  # so that nothing is computed behind it
     try:
         return generate(artifact.program, ids, max_new_tokens=max_new_tokens, on_step=hook, **options)
     except OptionError as error:

@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tests.checkpoints import GOLDEN, ROOT, Build
+from tests.checkpoints import ROOT, Build
 
 Pipeline = Callable[..., tuple[int, str, str]]
 PUZZLE, SOLVED = "1003\n0300\n3210\n4132", "1423\n2341\n3214\n4132\n"
@@ -27,54 +26,6 @@ PUZZLE, SOLVED = "1003\n0300\n3210\n4132", "1423\n2341\n3214\n4132\n"
 @pytest.fixture
 def sudoku(build: Build) -> Path:
     return build("dream_sudoku", "int4_xnnpack")
-
-
-@pytest.fixture(scope="session")
-def chatty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with the tokenizer files that real Dream checkpoints have, and no tokenizer.json."""
-    folder = tmp_path_factory.mktemp("chatty") / "chatty"
-    shutil.copytree(GOLDEN / "gqa2", folder, ignore=shutil.ignore_patterns("cases.*", "generation.*"))
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(["the cat and the hat and the rat sat on the mat"] * 4, trainer)
-    tokenizer.model.save(str(folder))
-    names = {300: "<|endoftext|>", 301: "<|im_start|>", 302: "<|im_end|>", 317: "<|mask|>"}
-    assert len(json.loads((folder / "vocab.json").read_text())) <= 300
-    template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    settings = {
-        "added_tokens_decoder": {str(i): {"content": name, "special": True} for i, name in names.items()},
-        "eos_token": names[300], "pad_token": names[300], "mask_token": names[317], "chat_template": template,
-    }  # fmt: skip
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [300, 305]}))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def own_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Somebody's own task, which any answer solves that is not empty."""
-    folder = tmp_path_factory.mktemp("task")
-    prompts = ["the cat", "a hat, mat"] * 4
-    (folder / "words.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    (folder / "words.py").write_text("def check(prompt, answer):\n    return len(answer) > 0 and 'cat' in prompt\n")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def chatty_artifact(chatty: Path, own_task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from pipeline.__main__ import main
-
-    output = tmp_path_factory.mktemp("made") / "chatty-fp32"
-    arguments = ["recipe=fp32_xnnpack", f"checkpoint={chatty}", f"output={output}", "export.max_seq_len=128"]
-    task = [f"task.prompts={own_task}/words.jsonl", f"task.checker={own_task}/words.py", "task.name=words"]
-    assert main(["run", *arguments, *task, "task.n_solve=2", "task.new_tokens=6"]) == 0
-    return output
 
 
 def test_a_prompt_is_answered(pipeline: Pipeline, sudoku: Path) -> None:

@@ -6,56 +6,47 @@ import io
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.live import Live
-from rich.text import Text
-from torch import Tensor
 
 from pipeline.config import nearest
 from pipeline.console import warn_out_of_bounds
 from pipeline.schema import DecodingConfig, GenerateConfig, decoding_options
 from pipeline.streams import shows_all
+from pipeline.view import View
 from report.terminal import mib
-from runtime.chat import chat_template, render_chat
+from runtime.answers import Answer, answer, best_answers, prompt_of, said_of_own
 from runtime.errors import UsageError
 from runtime.generation import Generation
 from runtime.memory import peak_rss
-from runtime.text import TextArtifact, cut_at, open_text_artifact, write
-from runtime.tokenizer import decode, encode, special_tokens
+from runtime.text import TextArtifact, open_text_artifact
+from runtime.tokenizer import encode
 
-MASK = "░"
 LINE_KEYS = ["prompt", "messages"]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """asked: new tokens that there could have been."""
-
-    text: str
-    generation: Generation
-    asked: int
-
-
 def answer_prompt(config: GenerateConfig, err: Console) -> None:
-    """One prompt: the answer on stdout, a live view and what it took on stderr. Raises `PipelineError`."""
-    artifact = open_text_artifact(Path(config.artifact), config.packed_cache, config.threads)
-    warn_out_of_bounds(err, artifact.folder, artifact.manifest)
+    """One prompt: the answer on stdout, a live view and what it took on stderr. Several answers are JSON lines.
+
+    Raises `PipelineError`.
+    """
+    artifact = _opened(config, err)
     prompt = config.prompt if config.prompt is not None else _stdin().read()
     view = View(artifact, err)
     try:
         with view.live():
-            answer = _answer(artifact, config, prompt, config.chat, view)
+            answers = _answers(artifact, config, prompt, config.chat, view)
     except KeyboardInterrupt:
         _say(view.plain() + "\n")
         raise
-    _say(answer.text + "\n")
-    if note := _if_empty(answer):
-        err.print(note, markup=False)
-    err.print(_what_it_took(answer.generation), style="dim")
+    for one in answers:
+        _say((_json(_entry(one)) if config.n > 1 else one.text) + "\n")
+        if note := _if_empty(one):
+            err.print(note, markup=False)
+        err.print(_what_it_took(one.generation), style="dim")
 
 
 def answer_lines(config: GenerateConfig, err: Console) -> None:
@@ -65,50 +56,52 @@ def answer_lines(config: GenerateConfig, err: Console) -> None:
     """
     if config.prompt is not None:
         raise UsageError("prompt and prompts: give one of them")
-    artifact = open_text_artifact(Path(config.artifact), config.packed_cache, config.threads)
-    warn_out_of_bounds(err, artifact.folder, artifact.manifest)
+    artifact = _opened(config, err)
     name = "stdin" if config.prompts == "-" else str(config.prompts)
     n = n_failed = 0
     for number, line in _lines(str(config.prompts)):
         n += 1
         try:
             prompt, chat = _parsed(line, config.chat)
-            answer = _answer(artifact, config, prompt, chat, None)
-            took = asdict(answer.generation)
-            kept = {name: took[name] for name in ("forward_calls", "positions", "seconds")}
-            result = {"line": number, "answer": answer.text, "new_tokens": len(answer.generation.answers[0])} | kept
+            entries = [_entry(one) for one in _answers(artifact, config, prompt, chat, None)]
+            result = {"line": number} | (entries[0] if config.n == 1 else {"answers": entries})
         except UsageError as error:
             n_failed += 1
             err.print(f"error: {name}, line {number}: {error}", markup=False)
             result = {"line": number, "error": str(error)}
-        _say(json.dumps(result, ensure_ascii=not shows_all(sys.stdout)) + "\n")
+        _say(_json(result) + "\n")
     if n_failed or not n:
         raise UsageError(f"{name}: {n_failed} of {n} lines were not answered" if n else f"{name}: holds no line")
 
 
-def _answer(artifact: TextArtifact, config: GenerateConfig, prompt: Any, chat: bool, view: View | None) -> Answer:
-    """prompt: text, or a list of messages. Raises `UsageError`, `BadArtifactError`."""
-    if chat or not isinstance(prompt, str):
-        template = chat_template(artifact.folder)
-        if template is None:
-            raise UsageError(f"{artifact.folder} has no chat template: its checkpoint had none")
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        prompt = render_chat(template, messages, special_tokens(artifact.folder))
-    ids = encode(artifact.tokenizer, prompt)
+def _answers(artifact: TextArtifact, config: GenerateConfig, given: Any, chat: bool, view: View | None) -> list[Answer]:
+    """given: text, or a list of messages. Raises `UsageError`, `BadArtifactError`."""
+    ids = encode(artifact.tokenizer, prompt_of(artifact, given, chat))
     n_new = artifact.new_tokens if config.max_new_tokens is None else config.max_new_tokens
-    # A prompt with masks in it is shown as it was filled, the answer after it.
-    shown = 0 if artifact.program.mask_id in ids else len(ids)
     if view is not None:
-        view.start = shown
+        view.start = 0 if artifact.program.mask_id in ids else len(ids)
     on_step = None if view is None else view.update
     # A line break cannot be typed in Hydra's quotes.
     stop = [text.replace("\\n", "\n").replace("\\t", "\t") for text in config.stop or []]
-    generation = write(artifact, ids, n_new, decoding_options(config, config.cache), on_step, stop)
-    prompt_ids, answer_ids = generation.tokens[0, shown : len(ids)].tolist(), generation.answers[0].tolist()
-    text = decode(artifact.tokenizer, prompt_ids + answer_ids)
-    if stop:
-        text = decode(artifact.tokenizer, prompt_ids) + cut_at(decode(artifact.tokenizer, answer_ids), stop)
-    return Answer(text, generation, n_new)
+    options = decoding_options(config, config.cache)
+    if config.n == 1 and config.best_of is None:
+        return [answer(artifact, ids, n_new, options, stop, on_step)]
+    return best_answers(artifact, ids, n_new, options, config.n, config.best_of, stop, on_step)
+
+
+def _entry(one: Answer) -> dict[str, Any]:
+    """Of one answer, in JSON lines."""
+    took = {name: getattr(one.generation, name) for name in ("forward_calls", "positions", "seconds")}
+    entry = {"answer": one.text, "new_tokens": len(one.generation.answers[0])} | took
+    return entry if one.generation.logprobs is None else entry | {"seed": one.seed, "likelihood": one.likelihood}
+
+
+def _opened(config: GenerateConfig, err: Console) -> TextArtifact:
+    artifact = open_text_artifact(Path(config.artifact), config.packed_cache, config.threads)
+    warn_out_of_bounds(err, artifact.folder, artifact.manifest)
+    if said := said_of_own(artifact, decoding_options(config, config.cache)):
+        err.print(said, style="dim", markup=False)
+    return artifact
 
 
 def _if_empty(answer: Answer) -> str:
@@ -116,49 +109,6 @@ def _if_empty(answer: Answer) -> str:
     if len(answer.generation.answers[0]) or not answer.asked:
         return ""
     return "note: the answer is empty, its first token was an end: min_new_tokens=16 or eos_penalty=3 ask for more"
-
-
-class View:
-    """The answer as it is filled in: masks as blocks, what the last step wrote in green."""
-
-    def __init__(self, artifact: TextArtifact, console: Console) -> None:
-        self.start = 0  # of what is shown
-        self._artifact, self._console = artifact, console
-        self._tokens: list[int] = []
-        self._live: Live | None = None
-
-    def live(self) -> Live:
-        self._live = Live(console=self._console, transient=True, auto_refresh=False)
-        return self._live
-
-    def update(self, step: int, tokens: Tensor) -> None:
-        before, self._tokens = self._tokens, tokens[0, self.start :].tolist()
-        if self._console.is_terminal and self._live is not None:
-            self._live.update(self._text(step, before), refresh=True)
-
-    def plain(self) -> str:
-        """What is written so far."""
-        return self._text(0, self._tokens, with_step=False).plain
-
-    def _text(self, step: int, before: list[int], with_step: bool = True) -> Text:
-        mask_id, text = self._artifact.program.mask_id, Text()
-        left = self._tokens.count(mask_id)
-        if with_step:
-            text.append(f"step {step + 1}, {left} masks left\n", style="dim")
-        before = before or [mask_id] * len(self._tokens)
-        for is_mask, is_new, ids in _runs(self._tokens, before, mask_id):
-            style = "dim" if is_mask else "bold green" if is_new else ""
-            text.append(MASK * len(ids) if is_mask else decode(self._artifact.tokenizer, ids), style=style)
-        return text
-
-
-def _runs(tokens: list[int], before: list[int], mask_id: int) -> Iterator[tuple[bool, bool, list[int]]]:
-    """Neighbours that look alike, together: a character may be made of several tokens."""
-    from itertools import groupby
-
-    pairs = zip(tokens, before, strict=True)
-    for (is_mask, is_new), run in groupby(pairs, key=lambda pair: (pair[0] == mask_id, pair[0] != pair[1])):
-        yield is_mask, is_new, [token for token, _ in run]
 
 
 def _lines(name: str) -> Iterator[tuple[int, str]]:
@@ -202,6 +152,10 @@ def _what_it_took(generation: Generation) -> str:
         f"{n} tokens in {generation.seconds:.2f} s: {generation.tokens_per_second:.1f} tokens/s, "
         f"{generation.forward_calls} forward calls over {generation.positions} positions, peak memory {mib(peak_rss())}"
     )
+
+
+def _json(entry: dict[str, Any]) -> str:
+    return json.dumps(entry, ensure_ascii=not shows_all(sys.stdout))
 
 
 def _say(text: str) -> None:
