@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "artifact.h"
+#include "defaults.h"
 #include "errors.h"
 #include "generation.h"
 #include "json.h"
@@ -20,37 +21,6 @@ namespace dreamedge {
 namespace {
 
 constexpr size_t LONGEST_LINE = 1 << 24;
-
-Options options_of(const Arguments& arguments, std::optional<int64_t> new_tokens) {
-    Options options;
-    const auto n = arguments.whole("max_new_tokens");
-    if (!n && !new_tokens) usage_error("with ids= give max_new_tokens=");
-    options.max_new_tokens = n ? *n : *new_tokens;
-    options.steps = arguments.whole("steps");
-    options.alg = arguments.text("alg").value_or(options.alg);
-    options.temperature = arguments.real("temperature").value_or(options.temperature);
-    options.top_p = arguments.real("top_p");
-    options.top_k = arguments.whole("top_k");
-    options.alg_temp = arguments.real("alg_temp");
-    options.eps = arguments.real("eps").value_or(options.eps);
-    options.block_length = arguments.whole("block_length");
-    options.cache = arguments.text("cache");
-    if (options.cache == "none") options.cache = std::nullopt;
-    options.threshold = arguments.real("threshold");
-    options.alpha = arguments.real("alpha");
-    options.relaxed_threshold = arguments.real("relaxed_threshold");
-    options.radius = arguments.whole("radius").value_or(options.radius);
-    options.kl_threshold = arguments.real("kl_threshold");
-    options.gamma = arguments.real("gamma");
-    options.entropy_threshold = arguments.real("entropy_threshold");
-    options.suffix_window = arguments.whole("suffix_window");
-    options.eos_penalty = arguments.real("eos_penalty").value_or(options.eos_penalty);
-    options.min_new_tokens = arguments.whole("min_new_tokens").value_or(options.min_new_tokens);
-    options.no_repeat_ngram_size = arguments.whole("no_repeat_ngram_size");
-    options.seed = arguments.whole("seed");
-    options.stop_at_eos = arguments.truth("stop_at_eos").value_or(true);
-    return options;
-}
 
 Json took_json(const Generation& written) {
     return {{"new_tokens", written.answers[0].size()},
@@ -142,6 +112,18 @@ std::string said_of(const Tokens& ids) {
     return text;
 }
 
+// What is asked, and what the checkpoint's own file sets where nothing is.
+Options asked_of(Arguments arguments, const TextArtifact& artifact) {
+    const auto own = own_defaults(artifact.folder, arguments);
+    std::string said;
+    for (const auto& [name, value] : own) {
+        if (!arguments.text(name)) said += " " + name + "=" + value;
+    }
+    if (!said.empty()) std::cerr << "the checkpoint's own:" << one_line(said) << " (generation_config.json)\n";
+    arguments.add_defaults(own);
+    return options_of(arguments, artifact.new_tokens);
+}
+
 }  // namespace
 
 void answer_prompt(const Arguments& arguments, const Loading& loading) {
@@ -149,7 +131,7 @@ void answer_prompt(const Arguments& arguments, const Loading& loading) {
     std::string prompt = arguments.text("prompt").value_or("");
     if (!arguments.text("prompt")) prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
     const bool streams = arguments.is_on("--stream");
-    const Answer given = answer(artifact, options_of(arguments, artifact.new_tokens), prompt, streams);
+    const Answer given = answer(artifact, asked_of(arguments, artifact), prompt, streams);
     if (streams) {
         Json last = took_json(given.generation);
         last["answer"] = given.text;
@@ -169,7 +151,7 @@ void answer_lines(const Arguments& arguments, const Loading& loading) {
     if (arguments.text("prompt")) usage_error("prompt and prompts: give one of them");
     const std::string name = arguments.needed("prompts");
     TextArtifact artifact = opened(arguments, loading);
-    const Options options = options_of(arguments, artifact.new_tokens);
+    const Options options = asked_of(arguments, artifact);
     std::ifstream file;
     if (name != "-") {
         file.open(name);

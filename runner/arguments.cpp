@@ -20,7 +20,8 @@ keys, as `python -m pipeline generate` has them; null is the same as not to give
   max_new_tokens   by default what the task of the artifact's validation takes; with ids there is no default
   steps alg temperature top_p top_k alg_temp eps block_length cache threshold seed stop_at_eos alpha relaxed_threshold
   radius kl_threshold gamma entropy_threshold suffix_window eos_penalty min_new_tokens no_repeat_ngram_size
-                   of writing: docs/generation.md; cache is none, prefix or dual
+                   of writing: docs/generation.md; cache is none, prefix or dual; what the checkpoint's own
+                   generation_config.json sets counts for a prompt where nothing is given
   threads          of the runtime; else one for each processor that it may use
   packed_cache     a folder that keeps what the runtime packs of the weights, and opens the program faster with it
 and of this command alone:
@@ -170,6 +171,37 @@ std::string Arguments::needed(const std::string& key) const {
     const auto given = text(key);
     if (!given) usage_error("give " + key + "=; --help shows the keys");
     return *given;
+}
+
+Options options_of(const Arguments& arguments, std::optional<int64_t> new_tokens) {
+    Options options;
+    const auto n = arguments.whole("max_new_tokens");
+    if (!n && !new_tokens) usage_error("with ids= give max_new_tokens=");
+    options.max_new_tokens = n ? *n : *new_tokens;
+    options.steps = arguments.whole("steps");
+    options.alg = arguments.text("alg").value_or(options.alg);
+    options.temperature = arguments.real("temperature").value_or(options.temperature);
+    options.top_p = arguments.real("top_p");
+    options.top_k = arguments.whole("top_k");
+    options.alg_temp = arguments.real("alg_temp");
+    options.eps = arguments.real("eps").value_or(options.eps);
+    options.block_length = arguments.whole("block_length");
+    options.cache = arguments.text("cache");
+    if (options.cache == "none") options.cache = std::nullopt;
+    options.threshold = arguments.real("threshold");
+    options.alpha = arguments.real("alpha");
+    options.relaxed_threshold = arguments.real("relaxed_threshold");
+    options.radius = arguments.whole("radius").value_or(options.radius);
+    options.kl_threshold = arguments.real("kl_threshold");
+    options.gamma = arguments.real("gamma");
+    options.entropy_threshold = arguments.real("entropy_threshold");
+    options.suffix_window = arguments.whole("suffix_window");
+    options.eos_penalty = arguments.real("eos_penalty").value_or(options.eos_penalty);
+    options.min_new_tokens = arguments.whole("min_new_tokens").value_or(options.min_new_tokens);
+    options.no_repeat_ngram_size = arguments.whole("no_repeat_ngram_size");
+    options.seed = arguments.whole("seed");
+    options.stop_at_eos = arguments.truth("stop_at_eos").value_or(true);
+    return options;
 }
 
 }  // namespace dreamedge

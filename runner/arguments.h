@@ -5,7 +5,10 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
+
+#include "options.h"
 
 namespace dreamedge {
 
@@ -15,6 +18,7 @@ class Arguments {
   public:
     // Throws `Error` (Exit::usage) for a key or switch that does not exist, with the nearest that does.
     Arguments(int argc, char** argv);
+    explicit Arguments(std::map<std::string, std::string> values) : values_(std::move(values)) {}
 
     bool is_on(const std::string& a_switch) const { return switches_.count(a_switch) > 0; }
 
@@ -27,9 +31,17 @@ class Arguments {
     // Of a key that must be given.
     std::string needed(const std::string& key) const;
 
+    // These, where nothing else is given.
+    void add_defaults(const std::map<std::string, std::string>& values) {
+        values_.insert(values.begin(), values.end());
+    }
+
   private:
     std::map<std::string, std::string> values_, switches_;
 };
+
+// Those of writing. new_tokens: where max_new_tokens is not given. Throws `Error` (Exit::usage).
+Options options_of(const Arguments& arguments, std::optional<int64_t> new_tokens);
 
 // `; did you mean 'word'?`, or nothing where no word is near.
 std::string nearest(const std::string& word, const std::vector<std::string>& words);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -196,6 +197,39 @@ def test_a_prompt(run: Run, sudoku: Path, answers: list[str], load: str) -> None
             r"\d+ tokens in .* tokens/s, \d+ forward calls over \d+ positions, peak memory .* MiB\n", err
         )
         assert run(f"artifact={sudoku}", "threshold=0.9", stdin=prompt)[:2] == (0, answer + "\n")
+
+
+def test_what_the_checkpoint_asks_for(
+    run: Run, pipeline: Callable[..., tuple[int, str, str]], sudoku: Path, tmp_path: Path
+) -> None:
+    """As in Python: what it sets counts where nobody says otherwise, and a wrong value is named."""
+    artifact = tmp_path / "sudoku"
+    shutil.copytree(sudoku, artifact)
+    file = artifact / "generation_config.json"
+    file.write_text(json.dumps({"steps": 3, "alg": "maskgit_plus", "alg_temp": 0.0, "eos_token_id": 1}))
+    for options in ([], ["steps=5"], ["threshold=0.9"], ["alg=entropy", "alg_temp=0"]):
+        asked = [f"artifact={artifact}", f"prompt={PUZZLES[0]}", *options]
+        code, out, err = run(*asked)
+        same = pipeline("generate", *asked)
+        assert (code, out) == same[:2]
+        first, second = (sorted(text.splitlines()[0].split()) for text in (err, same[2]))
+        assert first == second
+        assert "own:" in first
+        assert re.findall(r"\d+ forward calls", err) == re.findall(r"\d+ forward calls", same[2])
+    file.write_text(json.dumps({"alg": "origin"}))
+    assert "own" not in run(f"artifact={artifact}", f"prompt={PUZZLES[0]}")[2]
+    for wrong, said in (
+        ({"steps": 0}, "steps 0"),
+        ({"steps": 1.5}, "steps '1.5'"),
+        ({"alg": 3}, "alg 3"),
+        ({"top_p": 7}, "top_p 7"),
+    ):
+        file.write_text(json.dumps(wrong))
+        code, out, err = run(f"artifact={artifact}", f"prompt={PUZZLES[0]}")
+        assert (code, out) == (6, "")
+        assert err.startswith(f"error: {file}: {said}")
+    file.write_text("[]")
+    assert run(f"artifact={artifact}", f"prompt={PUZZLES[0]}")[0] == 6
 
 
 def test_a_stream(run: Run, sudoku: Path, answers: list[str]) -> None:
