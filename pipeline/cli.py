@@ -34,7 +34,7 @@ from runtime.errors import INTERNAL_ERROR, INTERRUPTED, PipelineError, UsageErro
 # Hydra's flags that make sense here; its others change which files are the configuration.
 FLAGS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--package", "-p", "--resolve", "--multirun", "-m"}
 # Keys that Hydra does not get to see: their text may also be `???` or `null`, and long.
-TEXT_KEYS = {"prompt"}
+TEXT_KEYS = {"prompt", "system"}
 FLAGS |= {"--shell-completion", "-sc"}
 SWEEPS = {"--multirun", "-m"}
 # Flags of ours, and the key that each sets.

@@ -202,6 +202,17 @@ class GenerateConfig(DecodingConfig):
 
 
 @dataclass
+class ChatConfig(DecodingConfig):
+    artifact: str = MISSING
+    system: str | None = None
+    save: str | None = None
+    stop: list[str] | None = None
+    cache: Cache = Cache.none
+    packed_cache: str | None = None
+    threads: int | None = None
+
+
+@dataclass
 class EvaluateConfig(DecodingConfig):
     artifact: str = MISSING
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -265,8 +276,8 @@ PATHS = {
     "key",
     "output",
 }
-PATHS |= {"calibration", "lora", "packed_cache", "plot", "prompts", "runner", "summary", "texts"}
-TEXTS = {"better", "description", "name", "prompt"}
+PATHS |= {"calibration", "lora", "packed_cache", "plot", "prompts", "runner", "save", "summary", "texts"}
+TEXTS = {"better", "description", "name", "prompt", "system"}
 
 SCHEMAS = {
     "run": RunConfig,
@@ -275,6 +286,7 @@ SCHEMAS = {
     "sign": SignConfig,
     "verify": VerifyConfig,
     "generate": GenerateConfig,
+    "chat": ChatConfig,
     "evaluate": EvaluateConfig,
     "bench": BenchConfig,
     "compare": CompareConfig,

@@ -15,6 +15,7 @@ from runtime.text import TextArtifact, cut_at, write
 from runtime.tokenizer import decode, special_tokens
 
 MAX_ANSWERS = 128  # to one prompt
+EMPTY = "the answer is empty, its first token was an end: min_new_tokens=16 or eos_penalty=3 ask for more"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Answer:
         assert self.generation.logprobs is not None
         (logprobs_T,) = self.generation.logprobs
         return float(logprobs_T.double().mean()) if len(logprobs_T) else 0.0
+
+
+def typed(stop: list[str] | None) -> list[str]:
+    """Texts as somebody typed them: a line break cannot be typed in Hydra's quotes."""
+    return [text.replace("\\n", "\n").replace("\\t", "\t") for text in stop or []]
 
 
 def prompt_of(artifact: TextArtifact, given: str | list[dict[str, str]], chat: bool) -> str:

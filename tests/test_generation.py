@@ -133,6 +133,11 @@ def test_rows_that_are_computed_together_are_answered_as_if_alone(name: str, rul
         assert torch.equal(both.history[:length, i, -one.tokens.shape[1] :], one.history[:, 0])
 
 
+def test_rows_that_are_computed_together_keep_no_cache() -> None:
+    with pytest.raises(OptionError, match="together are whole, and keep none"):
+        generate(eager("gqa2"), PROMPT, max_new_tokens=4, cache="dual", together=list)
+
+
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_cached_calls_see_the_golden_logits(network_of: Callable[[str], Network], name: str) -> None:
     """The reference's own raw logits of each call, where they were kept."""
@@ -521,7 +526,6 @@ def test_more_rows_than_a_call_may_ask_for() -> None:
 
 
 REFUSED = [
-    ({"together": list, "cache": "dual"}, "together are whole, and keep none"),
     ({"prompt_ids": []}, "empty"),
     ({"prompt_ids": [[1], []]}, "empty"),
     ({"prompt_ids": torch.zeros(1, 1, 1, dtype=torch.int64)}, r"\[P\] or \[B, P\]"),

@@ -75,6 +75,13 @@ def _generate(config: Any) -> None:
     (answer_prompt if config.prompts is None else answer_lines)(config, err)
 
 
+def _chat(config: Any) -> None:
+    from pipeline.commands.chat import chat
+
+    _check_threads(config)
+    chat(config, err)
+
+
 def _evaluate(config: Any) -> None:
     from pipeline.commands.evaluate import evaluate
 
@@ -137,6 +144,7 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "sign": _sign,
     "verify": _verify,
     "generate": _generate,
+    "chat": _chat,
     "evaluate": _evaluate,
     "bench": _bench,
     "compare": _compare,

@@ -18,7 +18,7 @@ from pipeline.schema import DecodingConfig, GenerateConfig, decoding_options
 from pipeline.streams import shows_all
 from pipeline.view import View
 from report.terminal import mib
-from runtime.answers import Answer, answer, best_answers, prompt_of, said_of_own
+from runtime.answers import EMPTY, Answer, answer, best_answers, prompt_of, said_of_own, typed
 from runtime.errors import UsageError
 from runtime.generation import Generation
 from runtime.memory import peak_rss
@@ -81,8 +81,7 @@ def _answers(artifact: TextArtifact, config: GenerateConfig, given: Any, chat: b
     if view is not None:
         view.start = 0 if artifact.program.mask_id in ids else len(ids)
     on_step = None if view is None else view.update
-    # A line break cannot be typed in Hydra's quotes.
-    stop = [text.replace("\\n", "\n").replace("\\t", "\t") for text in config.stop or []]
+    stop = typed(config.stop)
     options = decoding_options(config, config.cache)
     if config.n == 1 and config.best_of is None:
         return [answer(artifact, ids, n_new, options, stop, on_step)]
@@ -108,7 +107,7 @@ def _if_empty(answer: Answer) -> str:
     """What to do about an answer that ended before it began."""
     if len(answer.generation.answers[0]) or not answer.asked:
         return ""
-    return "note: the answer is empty, its first token was an end: min_new_tokens=16 or eos_penalty=3 ask for more"
+    return f"note: {EMPTY}"
 
 
 def _lines(name: str) -> Iterator[tuple[int, str]]:
