@@ -16,7 +16,7 @@ from pipeline.streams import standard_streams
 from runtime.errors import BadArtifactError, OutputError
 from runtime.memory import collect_seldom
 
-FOREIGN = ("generate", "chat", "evaluate")  # commands that run an artifact's program in their own process
+FOREIGN = ("generate", "chat", "serve", "evaluate")  # commands that run an artifact's program in their own process
 
 HELP = """\
 DreamEdge: a Dream checkpoint to a validated ExecuTorch program.
@@ -31,6 +31,7 @@ commands:
   verify    whether it was changed   artifact=DIR [key=FILE]
   generate  write text               artifact=DIR [prompt=TEXT | prompts=FILE] [cache=dual] [threshold=0.9]
   chat      talk with it             artifact=DIR [system=TEXT] [save=FILE] [cache=dual] [threshold=0.9]
+  serve     behind the OpenAI API    artifact=DIR [port=8000] [cache=dual] [threshold=0.9]
   evaluate  let it solve a task      artifact=DIR [task=NAME] [n=N] [caches=[none,prefix,dual]]
   bench     measure its speed        artifact=DIR [output=FILE]
   compare   two artifacts            a=DIR b=DIR [--json] [html=FILE]

@@ -213,6 +213,18 @@ class ChatConfig(DecodingConfig):
 
 
 @dataclass
+class ServeConfig(DecodingConfig):
+    artifact: str = MISSING
+    host: str = MISSING
+    port: int = MISSING
+    max_queue: int = MISSING
+    timeout: float = MISSING
+    cache: Cache = Cache.none
+    packed_cache: str | None = None
+    threads: int | None = None
+
+
+@dataclass
 class EvaluateConfig(DecodingConfig):
     artifact: str = MISSING
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -277,7 +289,7 @@ PATHS = {
     "output",
 }
 PATHS |= {"calibration", "lora", "packed_cache", "plot", "prompts", "runner", "save", "summary", "texts"}
-TEXTS = {"better", "description", "name", "prompt", "system"}
+TEXTS = {"better", "description", "host", "name", "prompt", "system"}
 
 SCHEMAS = {
     "run": RunConfig,
@@ -287,6 +299,7 @@ SCHEMAS = {
     "verify": VerifyConfig,
     "generate": GenerateConfig,
     "chat": ChatConfig,
+    "serve": ServeConfig,
     "evaluate": EvaluateConfig,
     "bench": BenchConfig,
     "compare": CompareConfig,

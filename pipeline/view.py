@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import groupby
-
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 from torch import Tensor
 
+from runtime.canvas import runs
 from runtime.text import TextArtifact
-from runtime.tokenizer import decode
 
-MASK = "░"
+STYLES = {"mask": "dim", "new": "bold green", "old": ""}
 
 
 class View:
-    """The answer as it is filled in: masks as blocks, what the last step wrote in green."""
+    """Masks as blocks, what the last step wrote in green."""
 
     def __init__(self, artifact: TextArtifact, console: Console) -> None:
         self.start = 0  # of what is shown
@@ -40,18 +37,8 @@ class View:
 
     def _text(self, step: int, before: list[int], with_step: bool = True) -> Text:
         mask_id, text = self._artifact.program.mask_id, Text()
-        left = self._tokens.count(mask_id)
         if with_step:
-            text.append(f"step {step + 1}, {left} masks left\n", style="dim")
-        before = before or [mask_id] * len(self._tokens)
-        for is_mask, is_new, ids in _runs(self._tokens, before, mask_id):
-            style = "dim" if is_mask else "bold green" if is_new else ""
-            text.append(MASK * len(ids) if is_mask else decode(self._artifact.tokenizer, ids), style=style)
+            text.append(f"step {step + 1}, {self._tokens.count(mask_id)} masks left\n", style="dim")
+        for part, kind in runs(self._artifact, self._tokens, before or [mask_id] * len(self._tokens)):
+            text.append(part, style=STYLES[kind])
         return text
-
-
-def _runs(tokens: list[int], before: list[int], mask_id: int) -> Iterator[tuple[bool, bool, list[int]]]:
-    """Neighbours that look alike, together: a character may be made of several tokens."""
-    pairs = zip(tokens, before, strict=True)
-    for (is_mask, is_new), run in groupby(pairs, key=lambda pair: (pair[0] == mask_id, pair[0] != pair[1])):
-        yield is_mask, is_new, [token for token, _ in run]

@@ -20,12 +20,13 @@ EMPTY = "the answer is empty, its first token was an end: min_new_tokens=16 or e
 
 @dataclass(frozen=True)
 class Answer:
-    """asked: new tokens that there could have been. seed: of this answer, if it was drawn."""
+    """asked: new tokens that there could have been. seed: of this answer, if it was drawn. is_cut: before a stop."""
 
     text: str
     generation: Generation
     asked: int
     seed: int | None = None
+    is_cut: bool = False
 
     @property
     def likelihood(self) -> float:
@@ -67,9 +68,12 @@ def answer(
     shown = 0 if artifact.program.mask_id in ids else len(ids)
     prompt_ids, answer_ids = generation.tokens[0, shown : len(ids)].tolist(), generation.answers[0].tolist()
     text = decode(artifact.tokenizer, prompt_ids + answer_ids)
-    if stop:
-        text = decode(artifact.tokenizer, prompt_ids) + cut_at(decode(artifact.tokenizer, answer_ids), stop)
-    return Answer(text, generation, max_new_tokens, options.get("seed"))
+    if not stop:
+        return Answer(text, generation, max_new_tokens, options.get("seed"))
+    own = decode(artifact.tokenizer, answer_ids)
+    cut = cut_at(own, stop)
+    text = decode(artifact.tokenizer, prompt_ids) + cut
+    return Answer(text, generation, max_new_tokens, options.get("seed"), is_cut=cut != own)
 
 
 def best_answers(

@@ -135,7 +135,7 @@ def test_rows_that_are_computed_together_are_answered_as_if_alone(name: str, rul
 
 def test_rows_that_are_computed_together_keep_no_cache() -> None:
     with pytest.raises(OptionError, match="together are whole, and keep none"):
-        generate(eager("gqa2"), PROMPT, max_new_tokens=4, cache="dual", together=list)
+        generate(eager("gqa2"), PROMPT, max_new_tokens=4, cache="dual", together=lambda _: [])
 
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)

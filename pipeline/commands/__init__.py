@@ -82,6 +82,13 @@ def _chat(config: Any) -> None:
     chat(config, err)
 
 
+def _serve(config: Any) -> None:
+    from pipeline.commands.serve import serve
+
+    _check_threads(config)
+    serve(config, err)
+
+
 def _evaluate(config: Any) -> None:
     from pipeline.commands.evaluate import evaluate
 
@@ -145,6 +152,7 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "verify": _verify,
     "generate": _generate,
     "chat": _chat,
+    "serve": _serve,
     "evaluate": _evaluate,
     "bench": _bench,
     "compare": _compare,
