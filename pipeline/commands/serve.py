@@ -46,12 +46,13 @@ def _check(config: ServeConfig) -> None:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """Before the program is opened. Raises `UsageError`."""
+    """Before the program is opened, which may take a while. Raises `UsageError`."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen(2048)  # from the moment that the address is said
     except OSError as error:
         raise UsageError(f"host={host} port={port}: cannot listen there: {error.strerror or error}") from error
     return listening
