@@ -1,1 +1,4 @@
-"""An artifact behind the OpenAI API: what is asked, whose turn it is, and what is said."""
+"""An artifact behind the OpenAI API.
+
+It reads what is asked, gives each request its turn, and says what was written as it is written.
+"""

@@ -65,6 +65,12 @@ NOT_RUN = {
         "build/runner-x86_64/dreamedge-run artifact=artifacts/dream_sudoku-int4_xnnpack"
         " prompt=$'1003\\n0300\\n4000\\n0041' threshold=0.9"
     ): "test_runner_generation.py",
+    '.venv/bin/pip install --constraint constraints.txt --editable ".[serve]"': "takes the network",
+    ".venv/bin/python -m pipeline serve artifact=artifacts/dream_sudoku-int4_xnnpack threshold=0.9": "test_serving.py",
+    (
+        '.venv/bin/python -m pipeline chat artifact=DIR system="Answer briefly." save=chat.jsonl'
+        " cache=dual threshold=0.9"
+    ): "test_chat.py",
     "python -m scripts.faults catch docs/faults.json": "takes 45 minutes",
     "python -m scripts.faults alarms docs/alarms.json": "takes two hours",
 }

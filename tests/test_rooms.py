@@ -22,7 +22,8 @@ ALLOWED = {
     "validation": {"model", "recipes", "runtime"},
     "evidence": {"recipes", "runtime", "validation"},
     "report": {"recipes", "runtime", "validation"},
-    "pipeline": {"model", "recipes", "runtime", "validation", "evidence", "report"},
+    "serving": {"runtime"},
+    "pipeline": {"model", "recipes", "runtime", "validation", "evidence", "report", "serving"},
     "runtime_tests": {"runtime", "validation"},
 }
 LONGEST = 300  # lines of a file

@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.console import warn_out_of_bounds
-from pipeline.schema import ChatConfig, decoding_options
+from pipeline.decoding import decoding_options
+from pipeline.schema import ChatConfig
 from pipeline.view import View
 from report.files import check_output, write_text
 from runtime.answers import answer, prompt_of, said_of_own, typed

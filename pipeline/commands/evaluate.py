@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipeline.config import AUTO, load_task, names_of
 from pipeline.console import warn_out_of_bounds
-from pipeline.schema import Cache, EvaluateConfig, decoding_options
+from pipeline.decoding import Cache, decoding_options
+from pipeline.schema import EvaluateConfig
 from report.files import check_output, write_json
 from report.terminal import show, table
 from runtime.artifact import ArtifactError, load_manifest

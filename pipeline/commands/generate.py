@@ -14,7 +14,8 @@ from rich.console import Console
 
 from pipeline.config import nearest
 from pipeline.console import warn_out_of_bounds
-from pipeline.schema import DecodingConfig, GenerateConfig, decoding_options
+from pipeline.decoding import DecodingConfig, decoding_options
+from pipeline.schema import GenerateConfig
 from pipeline.streams import shows_all
 from pipeline.view import View
 from report.terminal import mib

@@ -12,7 +12,8 @@ from types import FrameType
 from rich.console import Console
 
 from pipeline.console import warn_out_of_bounds
-from pipeline.schema import ServeConfig, decoding_options
+from pipeline.decoding import decoding_options
+from pipeline.schema import ServeConfig
 from runtime.answers import said_of_own
 from runtime.errors import UsageError
 from runtime.text import open_text_artifact
