@@ -68,6 +68,11 @@ def adapter_files(folder: Path) -> list[Path]:
     return files
 
 
+def is_d2f(folder: Path) -> bool:
+    """Whether it makes a network block-causal, by its name: PEFT's files say nothing of it."""
+    return any("d2f" in part.lower() for part in folder.resolve().parts[-3:])  # a hub's: models--NAME, snapshots, hash
+
+
 def read_adapter(folder: Path, model: DreamEdge) -> Adapter:
     """Raises `CheckpointError` that names what the adapter does and this merge does not, or what does not fit."""
     config_file, file = adapter_files(folder)

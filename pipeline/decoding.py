@@ -18,6 +18,7 @@ class Cache(Enum):
     none = "none"
     prefix = "prefix"
     dual = "dual"
+    d2f = "d2f"
 
 
 @dataclass
@@ -48,8 +49,8 @@ class DecodingConfig:
     no_repeat_ngram_size: int | None = None
 
 
-def decoding_options(config: DecodingConfig, cache: Cache) -> dict[str, Any]:
-    """For `runtime.generate`, without `max_new_tokens`; None where nobody said."""
+def decoding_options(config: DecodingConfig, cache: Cache | None) -> dict[str, Any]:
+    """For `runtime.defaults.with_defaults`, without `max_new_tokens`; None where nobody said."""
     options = {f.name: getattr(config, f.name) for f in fields(DecodingConfig) if f.name != "max_new_tokens"}
     alg = None if config.alg is None else config.alg.value
-    return options | {"alg": alg, "cache": None if cache is Cache.none else cache.value}
+    return options | {"alg": alg, "cache": None if cache is None else cache.value}

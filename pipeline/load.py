@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from model import CheckpointError, ConfigError, DreamEdge, DreamEdgeConfig, load_hf_model
 from model import lora as lora_adapter
 from model.checkpoint_files import INDEX, weight_files
-from model.lora import adapter_files, merge, read_adapter
+from model.lora import adapter_files, is_d2f, merge, read_adapter
 from runtime.artifact import sha256
 from runtime.chat import end_tokens
 from runtime.defaults import own_defaults
@@ -20,6 +21,8 @@ from runtime.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+log = logging.getLogger(__name__)
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -50,6 +53,7 @@ class Loaded:
     digests: dict[str, str]
     tokenizer: Tokenizer | None
     tokenizer_files: tuple[Path, ...]
+    is_d2f: bool = False  # an adapter made it block-causal
 
 
 def load(folder: Path, lora: str | None = None, cache: Path | None = None) -> Loaded:
@@ -72,6 +76,8 @@ def load(folder: Path, lora: str | None = None, cache: Path | None = None) -> Lo
     if lora is not None:
         assert cache is not None
         digests |= _merged(model, Path(lora), digests, cache)
+        if is_d2f(Path(lora)):
+            log.warning("lora: %s is a D2F adapter by its name: the artifact is written with by cache=d2f", lora)
     return Loaded(
         model=model,
         config=config,
@@ -79,6 +85,7 @@ def load(folder: Path, lora: str | None = None, cache: Path | None = None) -> Lo
         weights=sum(file.stat().st_size for file in files),
         digests=digests,
         tokenizer=tokenizer,
+        is_d2f=lora is not None and is_d2f(Path(lora)),
         tokenizer_files=tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file()),
     )
 

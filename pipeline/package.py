@@ -31,8 +31,10 @@ from pipeline.schema import RunConfig
 from report.page import PAGE_FILE, REPORT_FILE, render_report
 from report.report_json import report_data
 from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE
+from runtime.defaults import GENERATION_CONFIG
 from runtime.errors import OutputError
 from runtime.tokenizer import TOKENIZER_FILE
+from runtime.tokenizer_files import read_object
 from validation.arm import OnCore
 from validation.figures import Figure
 from validation.judge import Validated, figure_dict
@@ -111,6 +113,9 @@ def package(
     """
     for file in loaded.tokenizer_files:
         shutil.copyfile(file, folder / file.name)
+    if loaded.is_d2f:
+        own = folder / GENERATION_CONFIG
+        own.write_text(_json(read_object(own) | {"cache": "d2f"}), encoding="utf-8")
     if loaded.tokenizer is not None and not (folder / TOKENIZER_FILE).is_file():
         loaded.tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
     write_bundle(lowered.pte, validated.measured.reference, loaded.config.vocab_size)

@@ -148,7 +148,7 @@ class GenerateConfig(DecodingConfig):
     stop: list[str] | None = None
     n: int = 1
     best_of: int | None = None
-    cache: Cache = Cache.none
+    cache: Cache | None = None
     packed_cache: str | None = None
     threads: int | None = None
 
@@ -159,7 +159,7 @@ class ChatConfig(DecodingConfig):
     system: str | None = None
     save: str | None = None
     stop: list[str] | None = None
-    cache: Cache = Cache.none
+    cache: Cache | None = None
     packed_cache: str | None = None
     threads: int | None = None
 
@@ -171,7 +171,7 @@ class ServeConfig(DecodingConfig):
     port: int = MISSING
     max_queue: int = MISSING
     timeout: float = MISSING
-    cache: Cache = Cache.none
+    cache: Cache | None = None
     packed_cache: str | None = None
     threads: int | None = None
 

@@ -8,7 +8,7 @@
 namespace dreamedge {
 namespace {
 
-constexpr const char* OWN[] = {"steps", "alg", "temperature", "top_p", "top_k", "alg_temp", "eps"};
+constexpr const char* OWN[] = {"steps", "alg", "temperature", "top_p", "top_k", "alg_temp", "eps", "cache"};
 
 std::map<std::string, std::string> found_in(const std::filesystem::path& file) {
     const Json content = parse_json(read_file(file, MAX_JSON));
@@ -17,15 +17,17 @@ std::map<std::string, std::string> found_in(const std::filesystem::path& file) {
     for (const std::string name : OWN) {
         if (!content.contains(name) || content[name].is_null()) continue;
         const Json& value = content[name];
-        if (name == "alg" ? !value.is_string() : !value.is_number()) {
-            throw std::invalid_argument(name + " " + value.dump() + ": must be a " +
-                                        (name == "alg" ? "text" : "number"));
+        const bool is_word = name == "alg" || name == "cache";
+        if (is_word ? !value.is_string() : !value.is_number()) {
+            throw std::invalid_argument(name + " " + value.dump() + ": must be a " + (is_word ? "text" : "number"));
         }
         found[name] = value.is_string() ? value.get<std::string>() : value.dump();
     }
     const auto steps = Arguments(found).whole("steps");
     if (steps && *steps < 1) throw std::invalid_argument("steps " + found["steps"] + ": must be at least 1");
-    options_of(Arguments(found), 1).check();
+    auto checked = found;
+    if (checked["cache"] == "d2f" || checked["cache"].empty()) checked.erase("cache");  // which may be overridden
+    options_of(Arguments(checked), 1).check();
     return found;
 }
 

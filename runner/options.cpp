@@ -72,6 +72,7 @@ void Options::check() const {
     const bool is_alg = alg == "origin" || alg == "maskgit_plus" || alg == "topk_margin" || alg == "entropy";
     refuse_unless(is_alg, "alg", in_quotes(alg), "there are origin, maskgit_plus, topk_margin, entropy");
     const bool is_cache = !cache || *cache == "prefix" || *cache == "dual";
+    if (cache == "d2f") usage_error("cache 'd2f': blocks in parallel are of Python alone: give none, prefix or dual");
     if (!is_cache) refuse_unless(false, "cache", in_quotes(*cache), "there are prefix, dual, and none");
     refuse_unless(is_finite(temperature), "temperature", number(temperature), "must be 0 (the best token) or above");
     refuse_unless(temperature == 0 || temperature >= 1e-6, "temperature", number(temperature),

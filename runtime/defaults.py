@@ -10,7 +10,8 @@ from runtime.options import OptionError, Options, check_whole
 from runtime.tokenizer_files import read_object
 
 GENERATION_CONFIG = "generation_config.json"
-# As Dream's own generation config names them, and what `generate` does where neither says.
+# As Dream's own generation config names them, and what `generate` does where neither says. `cache` is ours: a run with
+# a D2F adapter writes it.
 OWN: dict[str, Any] = {
     "steps": None,
     "alg": "entropy",
@@ -19,6 +20,7 @@ OWN: dict[str, Any] = {
     "top_k": None,
     "alg_temp": None,
     "eps": 1e-3,
+    "cache": None,
 }
 
 
@@ -36,7 +38,7 @@ def own_defaults(folder: Path) -> dict[str, Any]:
             raise OptionError(f"steps {found['steps']}: must be at least 1")
         chosen = OWN | found
         del chosen["steps"]
-        Options(**chosen, block_length=None, cache=None, threshold=None, stop_at_eos=True).check()
+        Options(**chosen, block_length=None, threshold=None, stop_at_eos=True).check()
     except OptionError as error:
         raise InputError(f"{file}: {error}") from error
     if found.get("alg") == "origin":
@@ -45,9 +47,14 @@ def own_defaults(folder: Path) -> dict[str, Any]:
 
 
 def with_defaults(given: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """given: options of `runtime.generate`, None where nobody said. own: `own_defaults`."""
+    """given: options of `runtime.generate`, None where nobody said; of the cache, "none" where somebody wants none.
+
+    own: `own_defaults`.
+    """
+    given = dict.fromkeys(OWN) | given
+    chosen = {name: (OWN | own).get(name) if value is None else value for name, value in given.items()}
     # A rule says how many tokens a step writes, which the checkpoint's number of steps would limit.
     by_rule = any(given.get(name) is not None for name in ("threshold", "gamma", "entropy_threshold"))
-    own = OWN | own | ({"steps": None} if by_rule else {})
-    given = dict.fromkeys(OWN) | given
-    return {name: own.get(name) if value is None else value for name, value in given.items()}
+    if by_rule or chosen["cache"] == "d2f":
+        chosen["steps"] = given["steps"]
+    return chosen | ({"cache": None} if chosen["cache"] == "none" else {})

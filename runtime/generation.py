@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
+from runtime import d2f
 from runtime.accept import Steadiness, near_anchors, sliding, within_entropy_bound
 from runtime.guards import ban_ends, ban_repetitions, end_later
 from runtime.options import (
@@ -86,7 +87,7 @@ def generate(
     alg_temp: float | None = None,
     eps: float = 1e-3,
     block_length: int | None = None,
-    cache: Literal["prefix", "dual"] | None = None,
+    cache: Literal["prefix", "dual", "d2f"] | None = None,
     threshold: float | None = None,
     seed: int | None = None,
     stop_at_eos: bool = False,
@@ -135,6 +136,8 @@ def generate(
     started = time.perf_counter()
     if block_length is None and cache is not None:
         block_length = network.block_length
+    if cache == "d2f" and threshold is None:
+        threshold = d2f.THRESHOLD
     options = Options(
         alg=alg,
         temperature=temperature,
@@ -160,14 +163,16 @@ def generate(
     options.check()
     if together is not None and cache is not None:
         raise OptionError(f"cache {cache!r}: calls of several rows together are whole, and keep none")
-    if block_length is not None and options.goes_by_certainty:
+    if cache != "d2f" and block_length is not None and options.goes_by_certainty:
         steps = None
     check_whole(max_new_tokens=max_new_tokens, steps=steps, seed=seed)
     prompts = prompt_rows(prompt_ids)
     check_prompts(network, prompts, max_new_tokens)
+    if cache == "d2f":
+        d2f.check(options, steps, prompts, network.mask_id)
     tokens_BL, lefts = _padded(network, prompts, max_new_tokens)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    run = _Run(network, options, tokens_BL, lefts, max_new_tokens, generator, on_step, on_logits)
+    run = Run(network, options, tokens_BL, lefts, max_new_tokens, generator, on_step, on_logits)
     if logprobs:
         run.logprobs_BL = torch.zeros(tokens_BL.shape)
     # One cache holds one row, and a row's blocks and steps are its own. Only the draws of `origin` go through the
@@ -175,7 +180,10 @@ def generate(
     rows = list(range(len(prompts)))
     draws_together = alg == "origin" and block_length is None
     groups = [rows] if draws_together else [[row] for row in rows]
-    all_calls = [run.blocks(group, run.plan(group, steps)) for group in groups]
+    if cache == "d2f" and block_length is not None:
+        all_calls = [d2f.fill(run, row, block_length) for row in rows]
+    else:
+        all_calls = [run.blocks(group, run.plan(group, steps)) for group in groups]
     if together is not None:
         _answer_all(all_calls, together)
     else:
@@ -216,7 +224,7 @@ class Window:
 
 
 @dataclass
-class _Run:
+class Run:
     """The tokens as they are filled in. Columns are those of the padded rows."""
 
     network: Network
@@ -246,10 +254,10 @@ class _Run:
         length, block_length = self.tokens_BL.shape[1], self.options.block_length
         blocks = [(0, length)]
         if block_length is not None:
-            inside = torch.cat([self._masked(row, 0, self.begin) for row in rows]).tolist()
+            inside = torch.cat([self.masked(row, 0, self.begin) for row in rows]).tolist()
             blocks = [(min(inside), self.begin)] if inside else []
             blocks += [(start, min(start + block_length, length)) for start in range(self.begin, length, block_length)]
-        n_masks = max(len(self._masked(row)) for row in rows)
+        n_masks = max(len(self.masked(row)) for row in rows)
         n_steps = _share(max(1, n_masks, len(blocks)) if steps is None else steps, len(blocks))
         # Fast-dLLM's threshold without blocks keeps to the pace that the steps set, if they are given.
         most = n_masks if steps is None else max(1, n_masks // steps)
@@ -268,7 +276,7 @@ class _Run:
         options, in_blocks = self.options, self.options.block_length is not None
         by_rule = options.goes_by_certainty
         opens_alone = in_blocks and not options.writes_at_once
-        n_masks = {row: len(self._masked(row, start, end)) for row in rows}
+        n_masks = {row: len(self.masked(row, start, end)) for row in rows}
         if by_rule:
             # Each step writes a token at least: so many are enough whatever the network says.
             n_steps = opens_alone + max(1, *n_masks.values())
@@ -276,11 +284,11 @@ class _Run:
         unused = dict.fromkeys(rows, 0)  # tokens that the rule kept earlier steps from writing
         self.seen = {row: Steadiness() for row in rows}
         for i in range(n_steps):
-            if options.stop_at_eos and not any(len(self._masked(row)) for row in rows):
+            if options.stop_at_eos and not any(len(self.masked(row)) for row in rows):
                 return
             is_last = i == n_steps - 1
             opens = opens_alone and i == 0 and not is_last
-            chosen = [self._masked(row, start, start + 1 if opens else end) for row in rows]
+            chosen = [self.masked(row, start, start + 1 if opens else end) for row in rows]
             writes_all = is_last or opens or by_rule
             share = torch.ones(()) if writes_all else 1 - times[i + 1] / times[i]
             if options.alg == "origin" and not opens:
@@ -295,8 +303,8 @@ class _Run:
                 block = n_masks[row] if goes_by_rule else None
                 fills_cache = options.cache is not None and i == 0
                 unused[row] -= yield from self._write(row, columns_M, n, block, window, fills_cache)
-            self._after_step(rows)
-            is_full = not any(len(self._masked(row, start, end)) for row in rows)
+            self.after_step(rows)
+            is_full = not any(len(self.masked(row, start, end)) for row in rows)
             if by_rule and i >= opens_alone and is_full:
                 return
 
@@ -315,29 +323,36 @@ class _Run:
 
         block: the masks that the block had at first, where a rule decides.
         """
-        options, left = self.options, self.lefts[row]
+        left = self.lefts[row]
         if n == 0 and not fills_cache:
             return 0
         # Logits are read shifted: a token comes from the row before it, the first from its own.
         sources_M = (columns_M - 1).clamp_min(left) if n else torch.tensor([left])
         window = replace(window, first=min(window.first, int(sources_M.min())))
-        logits_MV = yield from self._logits(row, window, sources_M)
-        if n == 0:
-            return 0
+        logits_MV = yield from self.logits(row, window.first, window.stop, window.seen, sources_M)
+        return self.choose(row, columns_M, n, block, logits_MV) if n else 0
+
+    def choose(self, row: int, columns_M: Tensor, n: int, block: int | None, logits_MV: Tensor) -> int:
+        """Write by what the network says of these masks; how many. As for `_write`; with n = 0 all that are accepted,
+        and none if none is.
+        """
         own_MV = logits_MV
         logits_MV = self._guarded(row, columns_M, logits_MV)
         if self.on_logits is not None:
+            left = self.lefts[row]
             step, tokens_L = len(self.histories[row]) - 1, self.tokens_BL[row, left:]
             changed = self.on_logits(step, tokens_L, columns_M - left, logits_MV)
             logits_MV = logits_MV if changed is None else checked_logits(changed, logits_MV)
+        options = self.options
         alg = options.alg if block is None else OWN if options.entropy_threshold is None else OWN_ENTROPY
         tokens_M, confidence_M = sample(
             logits_MV, self.network.mask_id, alg, options.temperature, options.top_p, options.top_k, self.generator
         )
-        best_n = most_confident(confidence_M, n, options.alg_temp, self.generator)
+        best_n = most_confident(confidence_M, n or len(columns_M), options.alg_temp, self.generator)
         if block is not None:
             is_accepted_M = self._accepted(row, columns_M, confidence_M, logits_MV, block)
-            is_accepted_M[best_n[0]] = True
+            if n:
+                is_accepted_M[best_n[0]] = True
             best_n = best_n[is_accepted_M[best_n]]
         self.tokens_BL[row, columns_M[best_n]] = tokens_M[best_n]
         if self.logprobs_BL is not None:
@@ -354,7 +369,7 @@ class _Run:
             return logits_MV
         logits_MV = logits_MV.clone()  # they are the network's
         if options.eos_penalty:
-            share_masked = len(self._masked(row, self.begin)) / max(1, self.max_new_tokens)
+            share_masked = len(self.masked(row, self.begin)) / max(1, self.max_new_tokens)
             end_later(logits_MV, network.eos_ids, options.eos_penalty, share_masked)
         if options.min_new_tokens:
             ban_ends(logits_MV, columns_M, self.begin + options.min_new_tokens, network.eos_ids)
@@ -382,13 +397,14 @@ class _Run:
             return self.seen[row].see(columns_M, probs_MV, options.kl_threshold) & (sure_M >= options.threshold)
         return sure_M >= options.threshold
 
-    def _logits(self, row: int, window: Window, sources_M: Tensor) -> Calls[Tensor]:
-        """Raw logits [M, V] of these columns; several calls if one may not ask for so many at once."""
-        left, tokens_T = self.lefts[row], self.tokens_BL[row, window.first : window.stop]
+    def logits(self, row: int, first: int, stop: int, seen: int, sources_M: Tensor) -> Calls[Tensor]:
+        """Raw logits [M, V] of these columns, of a call that computes columns first .. stop-1 and sees those before
+        `seen`; several calls if one may not ask for so many at once.
+        """
+        left, tokens_T = self.lefts[row], self.tokens_BL[row, first:stop]
         logits = []
         for sources_K in sources_M.split(self.network.max_rows):
-            rows_K = sources_K - window.first
-            asked = Asked(tokens_T, window.first - left, window.seen - left, rows_K)
+            asked = Asked(tokens_T, first - left, seen - left, sources_K - first)
             logits.append((yield asked)[0])
             self.forward_calls += 1
             self.positions += len(tokens_T)
@@ -400,7 +416,7 @@ class _Run:
         is_drawn = torch.rand(sum(lengths), generator=self.generator) < share
         return [columns_M[drawn] for columns_M, drawn in zip(columns, is_drawn.split(lengths), strict=True)]
 
-    def _masked(self, row: int, start: int = 0, end: int | None = None) -> Tensor:
+    def masked(self, row: int, start: int = 0, end: int | None = None) -> Tensor:
         """Columns [M] of the masks from `start` to before `end`."""
         start = max(start, self.lefts[row])  # the pad id may be the mask id
         return (self.tokens_BL[row, start:end] == self.network.mask_id).nonzero()[:, 0] + start
@@ -408,14 +424,14 @@ class _Run:
     def _cut(self, row: int) -> None:
         """Once all before the answer's first end of sequence is written, what follows it is end of sequence too."""
         found = self._eos_columns(row)
-        if len(found) and not len(self._masked(row, 0, int(found[0]))):
+        if len(found) and not len(self.masked(row, 0, int(found[0]))):
             self.tokens_BL[row, found[0] :] = self.tokens_BL[row, found[0]].item()
 
     def _eos_columns(self, row: int) -> Tensor:
         is_eos = torch.isin(self.tokens_BL[row, self.begin :], torch.tensor(self.network.eos_ids))
         return is_eos.nonzero()[:, 0] + self.begin
 
-    def _after_step(self, rows: list[int]) -> None:
+    def after_step(self, rows: list[int]) -> None:
         if self.on_step is not None:
             changed = self.on_step(len(self.histories[rows[0]]) - 1, self.tokens_BL)
             if changed is not None:

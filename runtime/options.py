@@ -33,7 +33,7 @@ ForwardAll = Callable[[list[Asked]], list[Tensor]]
 Prompts = Tensor | Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor]
 
 
-CACHES = ("prefix", "dual")
+CACHES = ("prefix", "dual", "d2f")
 
 # Which positions a step writes, besides the plain threshold: whether the rule goes with one.
 RULES = {"alpha": True, "relaxed_threshold": True, "kl_threshold": True, "gamma": False, "entropy_threshold": False}

@@ -136,8 +136,6 @@ def _options(content: dict[str, Any]) -> dict[str, Any]:
             raise RequestError(f"{key} is beyond {LARGEST}", key)
         if key not in ("alg", "cache") and value is not None and not isinstance(value, int | float):
             raise RequestError(f"{key} must be a number", key)
-    if options["cache"] == "none":
-        options["cache"] = None
     return options | {"seed": _whole(content, "seed", -LARGEST, LARGEST)}
 
 

@@ -539,7 +539,7 @@ REFUSED = [
     ({"steps": 0}, "steps 0"),
     ({"steps": 2, "block_length": 4}, "steps 2: must be at least 1 for each of the 3 blocks"),
     ({"alg": "best"}, "there are origin, maskgit_plus, topk_margin, entropy"),
-    ({"cache": "both"}, "there are prefix, dual, and None"),
+    ({"cache": "both"}, "there are prefix, dual, "),
     ({"threshold": 1.5}, "threshold 1.5"),
     ({"threshold": float("nan")}, "threshold nan"),
     ({"top_p": 0.0}, "top_p 0.0"),

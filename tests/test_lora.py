@@ -18,6 +18,7 @@ from model import CheckpointError, DreamEdge, load_hf_model
 from model.checkpoint import hf_name
 from model.checkpoint_files import weight_files
 from model.lora import ADAPTER, ADAPTER_CONFIG, merge, read_adapter
+from runtime.defaults import own_defaults
 from tests.checkpoints import GOLDEN
 
 Pipeline = Callable[..., tuple[int, str, str]]
@@ -189,7 +190,7 @@ def test_a_wrong_adapter_is_one_line(name: str, tmp_path: Path, pipeline: Pipeli
 
 def test_a_run_with_an_adapter_makes_what_the_merged_checkpoint_makes(tmp_path: Path, pipeline: Pipeline) -> None:
     checkpoint = stored_in(torch.bfloat16, tmp_path / "checkpoint")
-    network = write_adapter(checkpoint, tmp_path / "adapter")
+    network = write_adapter(checkpoint, tmp_path / "D2F_adapter")
     whole = stored_in(torch.bfloat16, tmp_path / "merged")
     merged = {hf_name(name): parameter.data for name, parameter in network.named_parameters()}
     for file in weight_files(whole):
@@ -197,10 +198,12 @@ def test_a_run_with_an_adapter_makes_what_the_merged_checkpoint_makes(tmp_path: 
     common = [f"cache={tmp_path / 'cache'}", "export.max_seq_len=64", "recipe=int8_xnnpack"]
     made, same = tmp_path / "made", tmp_path / "same"
     assert pipeline("run", f"checkpoint={whole}", f"output={same}", *common)[0] == 0
-    adapted = (f"checkpoint={checkpoint}", f"lora={tmp_path / 'adapter'}")
+    adapted = (f"checkpoint={checkpoint}", f"lora={tmp_path / 'D2F_adapter'}")
     code, _, err = pipeline("run", *adapted, f"output={made}", *common)
     assert code == 0, err
     assert (made / "model.pte").read_bytes() == (same / "model.pte").read_bytes()
+    assert own_defaults(made) == {"cache": "d2f"}, "by its name"
+    assert "cache" not in own_defaults(same)
     manifest = json.loads((made / "manifest.json").read_text())
     assert {"lora/adapter_config.json", "lora/adapter_model.safetensors"} <= set(manifest["checkpoint"]["sha256"])
     provenance = (made / "provenance.json").read_text()
