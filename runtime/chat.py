@@ -111,7 +111,8 @@ def chat_template(folder: Path) -> str | None:
 
 
 def end_tokens(folder: Path, tokenizer: Tokenizer | None) -> list[int]:
-    """Ids of the tokens that end an answer: the tokenizer's `eos_token`, and the chat template's end of turn.
+    """Ids of the tokens that end an answer: the tokenizer's `eos_token`, its `pad_token`, which DiffuCoder fills what is
+    left of an answer with, and the chat template's end of turn.
 
     None without a tokenizer. Raises `InputError` for files or a template that are broken.
     """
@@ -119,7 +120,8 @@ def end_tokens(folder: Path, tokenizer: Tokenizer | None) -> list[int]:
     if tokenizer is None:
         return []
     names = special_tokens(folder)
-    ids = [tokenizer.token_to_id(names["eos_token"])] if "eos_token" in names else []
+    kinds = ("eos_token", "pad_token") if names.get("pad_token") != names.get("mask_token") else ("eos_token",)
+    ids = [tokenizer.token_to_id(token) for token in dict.fromkeys(names[kind] for kind in kinds if kind in names)]
     if template is not None:
         ids.append(_end_of_turn(folder, template, names, tokenizer))
     return [i for i in ids if i is not None]

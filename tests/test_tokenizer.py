@@ -696,11 +696,19 @@ def test_end_tokens(tmp_path: Path, case: str) -> None:
 def test_end_tokens_of_an_instruct_tokenizer(tmp_path: Path) -> None:
     """Its `eos_token` is the end of turn; a token that it has not, and a folder without a tokenizer, have no id."""
     write(tmp_path, tokenizer_config=FULL | {"eos_token": "<|im_end|>"})
-    assert end_tokens(tmp_path, load_tokenizer(tmp_path)) == [IDS["<|im_end|>"]]
+    assert end_tokens(tmp_path, load_tokenizer(tmp_path)) == [IDS["<|im_end|>"], IDS["<|endoftext|>"]]
     tokenizer = load_tokenizer(tmp_path)
-    write(tmp_path, tokenizer_config=FULL | {"eos_token": "<|nowhere|>"})
+    write(tmp_path, tokenizer_config=FULL | {"eos_token": "<|nowhere|>", "pad_token": None})
     assert end_tokens(tmp_path, tokenizer) == []
     assert end_tokens(tmp_path, None) == []
+
+
+def test_what_an_answer_is_filled_up_with_ends_it(tmp_path: Path) -> None:
+    """DiffuCoder's padding is a token of its own, of which its config knows nothing. A mask is no end."""
+    write(tmp_path, tokenizer_config=FULL | {"pad_token": "<|im_start|>"})
+    assert end_tokens(tmp_path, load_tokenizer(tmp_path)) == [IDS["<|endoftext|>"], IDS["<|im_start|>"]]
+    write(tmp_path, tokenizer_config=FULL | {"pad_token": "<|mask|>", "mask_token": "<|mask|>"})
+    assert end_tokens(tmp_path, load_tokenizer(tmp_path)) == [IDS["<|endoftext|>"]]
 
 
 def test_a_broken_template_is_refused_with_its_folder(tmp_path: Path) -> None:

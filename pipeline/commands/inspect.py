@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ from rich.text import Text
 
 from evidence.device import DELEGATES, cmake_lines
 from evidence.integrity import as_it_stands, check_signatures, check_whole, signed_by
+from model.family import Member, member
 from pipeline.schema import InspectConfig
 from report.page import REPORT_FILE
 from report.terminal import bound_text, least_width, mib, show, table, verdict_text
 from runtime.artifact import MANIFEST_FILE, ArtifactError, figures_of, files_of, read_small
-from runtime.errors import BadArtifactError
+from runtime.chat import chat_template
+from runtime.defaults import own_defaults
+from runtime.errors import BadArtifactError, InputError
+from runtime.tokenizer import load_tokenizer
 from validation.figures import Figure
 
 SIDE_BY_SIDE = 116  # characters of a terminal that holds two tables beside each other
@@ -53,6 +58,7 @@ def contents(folder: Path) -> dict[str, Any]:
     signatures = check_signatures(folder, provenance)
     return {
         "artifact": str(folder),
+        "member": asdict(_member(folder, manifest)),
         "valid": all(figure["ok"] for figure in figures_of(manifest)),
         "signatures": [key for key, _ in signatures],
         "signed": signed_by(signatures),
@@ -64,7 +70,7 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 def _tables(found: dict[str, Any]) -> tuple[list[Table], list[Table]]:
-    left = [_facts(found["manifest"]), _files(found)]
+    left = [_facts(found["manifest"], Member(**found["member"])), _files(found)]
     return left, [_figures(found["manifest"]), _stages(found["report"])]
 
 
@@ -82,13 +88,29 @@ def _show(console: Console, found: dict[str, Any], left: list[Table], right: lis
     console.print(grid)
 
 
-def _facts(manifest: dict[str, Any]) -> Table:
+def _member(folder: Path, manifest: dict[str, Any]) -> Member:
+    """Of the Dream family."""
+    try:
+        tokenizer = load_tokenizer(folder)
+        has_chat, own = chat_template(folder) is not None, own_defaults(folder)
+    except InputError as error:
+        raise ArtifactError(str(error)) from error
+    is_merged = any(name.startswith("lora/") for name in manifest["checkpoint"]["sha256"])
+    adapter = "D2F" if own.get("cache") == "d2f" else "LoRA" if is_merged else None
+    if tokenizer is None:
+        return Member("Dream's network", "model_type; there is no tokenizer")
+    bos = tokenizer.id_to_token(int(manifest["model"]["bos_token_id"]))
+    return member(tokenizer.get_vocab(), bos, has_chat, adapter)
+
+
+def _facts(manifest: dict[str, Any], member: Member) -> Table:
     recipe, sizes, delegation = manifest["recipe"], manifest["sizes"], manifest["delegation"]
     model, export, versions = manifest["model"], manifest["export"], manifest["versions"]
     inside, outside = sum(delegation["inside"].values()), sum(delegation["outside"].values())
     rows = {
         "made": manifest["run"]["created"],
         "checkpoint": f"{manifest['checkpoint']['name']}, {mib(sizes['checkpoint'])}",
+        "recognised as": f"{member.name}, by {member.by}",
         "network": f"{model['num_hidden_layers']} layers, {model['hidden_size']} wide, {model['vocab_size']} tokens",
         "recipe": recipe["name"],
         "bits": _bits(recipe),
