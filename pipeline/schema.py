@@ -191,6 +191,10 @@ class GenerateConfig(DecodingConfig):
     artifact: str = MISSING
     prompt: str | None = None
     prompts: str | None = None
+    prefix: str | None = None
+    suffix: str | None = None
+    masks: int | None = None
+    max_masks: int | None = None
     chat: bool = False
     stop: list[str] | None = None
     cache: Cache = Cache.none
@@ -263,7 +267,7 @@ PATHS = {
     "output",
 }
 PATHS |= {"calibration", "lora", "packed_cache", "plot", "prompts", "runner", "summary", "texts"}
-TEXTS = {"better", "description", "name", "prompt"}
+TEXTS = {"better", "description", "name", "prefix", "prompt", "suffix"}
 
 SCHEMAS = {
     "run": RunConfig,

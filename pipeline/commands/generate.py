@@ -23,6 +23,7 @@ from report.terminal import mib
 from runtime.chat import chat_template, render_chat
 from runtime.errors import UsageError
 from runtime.generation import Generation
+from runtime.infill import Infilled
 from runtime.memory import peak_rss
 from runtime.text import TextArtifact, cut_at, open_text_artifact, write
 from runtime.tokenizer import decode, encode, special_tokens
@@ -50,12 +51,12 @@ def answer_prompt(config: GenerateConfig, err: Console) -> None:
         with view.live():
             answer = _answer(artifact, config, prompt, config.chat, view)
     except KeyboardInterrupt:
-        _say(view.plain() + "\n")
+        say(view.plain() + "\n")
         raise
-    _say(answer.text + "\n")
+    say(answer.text + "\n")
     if note := _if_empty(answer):
         err.print(note, markup=False)
-    err.print(_what_it_took(answer.generation), style="dim")
+    err.print(what_it_took(answer.generation, len(answer.generation.answers[0])), style="dim")
 
 
 def answer_lines(config: GenerateConfig, err: Console) -> None:
@@ -81,7 +82,7 @@ def answer_lines(config: GenerateConfig, err: Console) -> None:
             n_failed += 1
             err.print(f"error: {name}, line {number}: {error}", markup=False)
             result = {"line": number, "error": str(error)}
-        _say(json.dumps(result, ensure_ascii=not shows_all(sys.stdout)) + "\n")
+        say(json.dumps(result, ensure_ascii=not shows_all(sys.stdout)) + "\n")
     if n_failed or not n:
         raise UsageError(f"{name}: {n_failed} of {n} lines were not answered" if n else f"{name}: holds no line")
 
@@ -132,7 +133,12 @@ class View:
         return self._live
 
     def update(self, step: int, tokens: Tensor) -> None:
-        before, self._tokens = self._tokens, tokens[0, self.start :].tolist()
+        self.show(step, tokens[0, self.start :].tolist())
+
+    def show(self, step: int, tokens: list[int]) -> None:
+        before, self._tokens = self._tokens, tokens
+        if before and len(before) != len(tokens):  # masks went, or became two: nothing was written
+            before = tokens
         if self._console.is_terminal and self._live is not None:
             self._live.update(self._text(step, before), refresh=True)
 
@@ -196,15 +202,14 @@ def _no_line_key(key: str) -> str:
     return f"no key {key!r} in a line{close or '; it has a prompt or messages'}"
 
 
-def _what_it_took(generation: Generation) -> str:
-    n = len(generation.answers[0])
+def what_it_took(written: Generation | Infilled, n: int) -> str:
     return (
-        f"{n} tokens in {generation.seconds:.2f} s: {generation.tokens_per_second:.1f} tokens/s, "
-        f"{generation.forward_calls} forward calls over {generation.positions} positions, peak memory {mib(peak_rss())}"
+        f"{n} tokens in {written.seconds:.2f} s: {written.tokens_per_second:.1f} tokens/s, "
+        f"{written.forward_calls} forward calls over {written.positions} positions, peak memory {mib(peak_rss())}"
     )
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
 
