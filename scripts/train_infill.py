@@ -43,6 +43,7 @@ EXPAND_ID = 256 + TOKENS.index(EXPAND)
 CONFIG = replace(
     train_sudoku.CONFIG, hidden_size=128, intermediate_size=320, num_hidden_layers=4, max_position_embeddings=128
 )
+STEPS = (1, 2, 5, 10)
 MAX_DELETE = 16  # masks behind a middle
 STARTS = (1, 4, 8, 16)  # masks that a gap is filled from
 IGNORED = -100  # what cross entropy does not count
@@ -70,8 +71,8 @@ def is_held_out(one: Gap) -> bool:
 def gaps(held_out: bool, draw: random.Random) -> Iterator[Gap]:
     """Without end."""
     while True:
-        step = draw.randint(1, 5)
-        one = gap(draw.randint(0, 50), step, draw.randint(1, 6), draw.randint(1, step))
+        step = draw.choice(STEPS)
+        one = gap(draw.randint(0, 40), step, draw.randint(1, 6), draw.randint(1, step))
         if is_held_out(one) == held_out:
             yield one
 
@@ -88,8 +89,9 @@ def held_out_gaps(n: int, seed: int) -> list[Gap]:
 def example(one: Gap, draw: random.Random) -> tuple[list[int], list[int]]:
     """Tokens, and what each is to become: `IGNORED` where it is no mask."""
     mask, end = CONFIG.mask_token_id, CONFIG.eos_ids[0]
-    middle = [*one.middle.encode(), *[end] * draw.randint(0, MAX_DELETE)]
-    ratio, merges = draw.random(), draw.random()
+    # A middle has too few masks or too many: with both, no number of masks would say what is to be done.
+    merges, n_deleted = (draw.random(), 0) if draw.random() < 0.5 else (0.0, draw.randint(0, MAX_DELETE))
+    middle, ratio = [*one.middle.encode(), *[end] * n_deleted], draw.random()
     is_masked = [token == end or draw.random() < ratio for token in middle]
     tokens, targets = [CONFIG.bos_token_id, *one.prefix.encode()], [IGNORED] * (1 + len(one.prefix))
     i = 0
@@ -97,7 +99,7 @@ def example(one: Gap, draw: random.Random) -> tuple[list[int], list[int]]:
         run = i + 1
         # As in DreamOn's data: each pair of neighbouring masks is merged by chance, the second of them is dropped.
         while run < len(middle) and is_masked[run - 1] and is_masked[run]:
-            if middle[run - 1] == end or draw.random() >= merges:
+            if draw.random() >= merges:
                 break
             run += 1
         tokens.append(mask if is_masked[i] else middle[i])
