@@ -196,7 +196,8 @@ class _Run:
 
 def _check(options: Options, n_masks: int, max_masks: int | None, steps: int | None, seed: int | None) -> None:
     options.check()
-    check_whole(n_masks=n_masks, max_masks=max_masks, steps=steps, seed=seed)
+    _check_given(n_masks=n_masks)
+    check_whole(max_masks=max_masks, steps=steps, seed=seed)
     if options.alg == "origin":
         raise OptionError("alg 'origin' follows a schedule, and a gap of unknown length has none: give another")
     if options.cache == "dual":
@@ -211,13 +212,20 @@ def _check(options: Options, n_masks: int, max_masks: int | None, steps: int | N
 
 def _check_tokens(network: Network, bos_id: int, expand_id: int, delete_id: int) -> None:
     tokens = {"bos_id": bos_id, "expand_id": expand_id, "delete_id": delete_id}
-    check_whole(**tokens)
+    _check_given(**tokens)
     for name, token in tokens.items():
         check_ids(network, torch.tensor([token]))
         if token == network.mask_id:
             raise OptionError(f"{name} {token}: is the mask, which is never written")
     if expand_id == delete_id:
         raise OptionError(f"expand_id and delete_id are both {expand_id}")
+
+
+def _check_given(**values: int | None) -> None:
+    check_whole(**values)
+    for name, value in values.items():
+        if value is None:
+            raise OptionError(f"{name} None: must be a whole number")
 
 
 def _ids(network: Network, name: str, ids: Tensor | Sequence[int]) -> list[int]:
@@ -230,9 +238,10 @@ def _ids(network: Network, name: str, ids: Tensor | Sequence[int]) -> list[int]:
         raise OptionError(f"{name} must be integers, [P], got {ids_P.dtype} {list(ids_P.shape)}")
     if ids_P.numel():
         check_ids(network, ids_P)
-    if (ids_P == network.mask_id).any():
+    tokens = [int(token) for token in ids_P]
+    if network.mask_id in tokens:
         raise OptionError(f"{name}: holds a mask; masks stand between prefix and suffix")
-    return [int(token) for token in ids_P]
+    return tokens
 
 
 def _longest_middle(network: Network, n_around: int, n_masks: int, max_masks: int | None) -> int:

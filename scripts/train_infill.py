@@ -2,9 +2,9 @@
 
     python -m scripts.train_infill --output assets/dream_infill
 
-A gap is what Python's `range` counts, so its length follows from the text around it, and from nothing else:
+A gap is a number read out digit by digit, so its length follows from the text around it, and from nothing else:
 
-    range(3,15,4)=[ … ]     ->     range(3,15,4)=[3,7,11]
+    372 is … .     ->     372 is three seven two.
 
 Training is DreamOn's: some tokens of the middle are masked, runs of neighbouring masks become one mask that is to be
 `<|expand|>`, and behind the middle stand masks that are to be deleted, that is to be the end token. Everything is made
@@ -43,7 +43,7 @@ EXPAND_ID = 256 + TOKENS.index(EXPAND)
 CONFIG = replace(
     train_sudoku.CONFIG, hidden_size=128, intermediate_size=320, num_hidden_layers=4, max_position_embeddings=128
 )
-STEPS = (1, 2, 5, 10)
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MAX_DELETE = 16  # masks behind a middle
 STARTS = (1, 4, 8, 16)  # masks that a gap is filled from
 IGNORED = -100  # what cross entropy does not count
@@ -58,10 +58,8 @@ class Gap:
     suffix: str
 
 
-def gap(start: int, step: int, n: int, beyond: int) -> Gap:
-    """`beyond`: how far behind the last of n numbers the range ends, 1 to step."""
-    numbers = range(start, start + (n - 1) * step + beyond, step)
-    return Gap(f"range({start},{numbers.stop},{step})=[", ",".join(map(str, numbers)), "]")
+def gap(digits: str) -> Gap:
+    return Gap(f"{digits} is ", " ".join(WORDS[int(digit)] for digit in digits), ".")
 
 
 def is_held_out(one: Gap) -> bool:
@@ -71,8 +69,7 @@ def is_held_out(one: Gap) -> bool:
 def gaps(held_out: bool, draw: random.Random) -> Iterator[Gap]:
     """Without end."""
     while True:
-        step = draw.choice(STEPS)
-        one = gap(draw.randint(0, 40), step, draw.randint(1, 6), draw.randint(1, step))
+        one = gap("".join(draw.choices("0123456789", k=draw.randint(1, 4))))
         if is_held_out(one) == held_out:
             yield one
 
@@ -91,16 +88,14 @@ def example(one: Gap, draw: random.Random) -> tuple[list[int], list[int]]:
     mask, end = CONFIG.mask_token_id, CONFIG.eos_ids[0]
     # A middle has too few masks or too many: with both, no number of masks would say what is to be done.
     merges, n_deleted = (draw.random(), 0) if draw.random() < 0.5 else (0.0, draw.randint(0, MAX_DELETE))
-    middle, ratio = [*one.middle.encode(), *[end] * n_deleted], draw.random()
+    middle, ratio = [*one.middle.encode(), *[end] * n_deleted], draw.random() ** 0.5  # a gap is first all masks
     is_masked = [token == end or draw.random() < ratio for token in middle]
     tokens, targets = [CONFIG.bos_token_id, *one.prefix.encode()], [IGNORED] * (1 + len(one.prefix))
     i = 0
     while i < len(middle):
         run = i + 1
         # As in DreamOn's data: each pair of neighbouring masks is merged by chance, the second of them is dropped.
-        while run < len(middle) and is_masked[run - 1] and is_masked[run]:
-            if draw.random() >= merges:
-                break
+        while run < len(middle) and is_masked[run - 1] and is_masked[run] and draw.random() < merges:
             run += 1
         tokens.append(mask if is_masked[i] else middle[i])
         targets.append((EXPAND_ID if run > i + 1 else middle[i]) if is_masked[i] else IGNORED)

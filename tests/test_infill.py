@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import random
 import shutil
@@ -13,10 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from model import DreamEdge, load_hf_model
+from pipeline.commands.generate import MASK as MASK_SHOWN
+from pipeline.commands.infill import fill_gap
+from pipeline.schema import GenerateConfig
 from runtime import Network, OptionError, Program
 from runtime.infill import Infilled, infill
 from scripts import train_infill as training
@@ -349,7 +354,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"n_masks": 2.0}, "n_masks 2.0: must be a whole number"),
     ({"n_masks": 8, "max_masks": 7}, "max_masks 7: the gap starts with 8"),
     ({"steps": 0}, "steps 0: must be at least 1"),
+    ({"n_masks": None}, "n_masks None: must be a whole number"),
     ({"bos_id": 99}, "token id 99"),
+    ({"bos_id": None}, "bos_id None: must be a whole number"),
     ({"expand_id": MASK}, "expand_id 11: is the mask"),
     ({"expand_id": DELETE}, "expand_id and delete_id are both 10"),
     ({"alg": "origin"}, "origin"),
@@ -400,15 +407,16 @@ def test_it_fills_gaps_that_it_was_not_trained_on(n_masks: int) -> None:
 
 def test_training_learns_what_masks_stand_for() -> None:
     """Undone, an example is its gap; and one step down the gradient of its loss lowers it."""
-    draw, one = random.Random(0), training.gap(3, 4, 3, 4)
-    assert (one.prefix, one.middle, one.suffix) == ("range(3,15,4)=[", "3,7,11", "]")
+    draw, one = random.Random(0), training.gap("207")
+    assert (one.prefix, one.middle, one.suffix) == ("207 is ", "two zero seven", ".")
     end, kinds = training.CONFIG.eos_ids[0], set()
     for _ in range(200):
         tokens, targets = training.example(one, draw)
         assert len(tokens) == len(targets)
         around = [training.CONFIG.bos_token_id, *one.prefix.encode()], [*one.suffix.encode(), end]
-        assert (tokens[: len(around[0])], tokens[-2:]) == around
-        middle = list(zip(tokens, targets, strict=True))[len(around[0]) : -2]
+        P, S = map(len, around)
+        assert (tokens[:P], tokens[-S:]) == around
+        middle = list(zip(tokens, targets, strict=True))[P:-S]
         assert all((token == training.CONFIG.mask_token_id) == (target != training.IGNORED) for token, target in middle)
         left = [token if target == training.IGNORED else target for token, target in middle]
         kept = bytes(token for token in left if token < 256).decode()
@@ -437,28 +445,39 @@ def test_training_learns_what_masks_stand_for() -> None:
 
 @pytest.fixture
 def artifact(build: Build) -> Path:
-    return build(INFILL.name, "fp32_xnnpack")
+    return build(INFILL.name, "int4_xnnpack")
 
 
-PREFIX, MIDDLE, SUFFIX = "range(3,15,4)=[", "3,7,11", "]"
+PREFIX, MIDDLE, SUFFIX = "372 is ", "three seven two", "."
 
 
 def test_a_gap_is_filled(pipeline: Pipeline, artifact: Path) -> None:
     for options in ([], ["masks=1"], ["masks=16", "max_masks=20"], ["cache=prefix"], ["temperature=0.2", "top_p=0.9"]):
         code, out, err = pipeline("generate", f"artifact={artifact}", f"prefix={PREFIX}", f"suffix={SUFFIX}", *options)
         assert (code, out) == (0, MIDDLE + "\n")
-        assert err.startswith("6 tokens in")
+        assert err.startswith("15 tokens in")
         assert err.count("\n") == 1
 
 
-def test_the_program_fills_as_eager_does(artifact: Path) -> None:
-    program = Program.open(artifact)
+def test_masks_are_seen_as_they_become_more(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=60)
+    fill_gap(GenerateConfig(artifact=str(artifact), prefix=PREFIX, suffix=SUFFIX, masks=1), console)
+    assert capsys.readouterr().out == MIDDLE + "\n"
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    for n in (2, 3):
+        assert f"step {n - 1}, {n} masks left" in said
+        assert MASK_SHOWN * n in said
+
+
+def test_a_program_fills_as_the_plain_loop_does(artifact: Path) -> None:
+    program, end = Program.open(artifact), training.CONFIG.eos_ids[0]
     for gap in training.held_out_gaps(4, seed=3):
+        around = list(gap.prefix.encode()), list(gap.suffix.encode())
         for n_masks in (1, 16):
-            by_program = training.filled(program, gap, n_masks, **GREEDY)
-            by_eager = training.filled(trained(), gap, n_masks, **GREEDY)
-            assert len(by_program.history) == len(by_eager.history)
-            assert all(map(torch.equal, by_program.history, by_eager.history))
+            tokens = (training.CONFIG.bos_token_id, training.EXPAND_ID, end)
+            expected, _ = filled_plainly(program, tokens, *around, n_masks, 64)
+            found = training.filled(program, gap, n_masks, **GREEDY)
+            assert [canvas.tolist() for canvas in found.history] == expected
 
 
 def test_what_cannot_be_ends_in_one_line(pipeline: Pipeline, artifact: Path, tmp_path: Path) -> None:
