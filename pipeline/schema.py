@@ -159,7 +159,7 @@ class DecodingConfig:
     max_new_tokens: int | None = None
     steps: int | None = None
     alg: Algorithm = Algorithm.entropy
-    temperature: float = 0.0
+    temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     alg_temp: float | None = None
@@ -183,7 +183,8 @@ class DecodingConfig:
 def decoding_options(config: DecodingConfig, cache: Cache) -> dict[str, Any]:
     """For `runtime.generate`, without `max_new_tokens`."""
     options = {f.name: getattr(config, f.name) for f in fields(DecodingConfig) if f.name != "max_new_tokens"}
-    return options | {"alg": config.alg.value, "cache": None if cache is Cache.none else cache.value}
+    chosen = {"alg": config.alg.value, "cache": None if cache is Cache.none else cache.value}
+    return options | chosen | {"temperature": 0.0 if config.temperature is None else config.temperature}
 
 
 @dataclass

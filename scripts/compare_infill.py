@@ -2,7 +2,7 @@
 
     python -m scripts.compare_infill ARTIFACT OUTPUT.json [--gaps N]
 
-Each gap is filled by the float32 model and by the artifact, greedily and as DreamOn draws tokens. Training saw none of
+Each gap is filled by the float32 model and by the artifact, as DreamOn draws tokens and greedily. Training saw none of
 the gaps.
 """
 
@@ -22,10 +22,11 @@ from report.files import write_json
 from runtime import Network, Program
 from scripts.train_infill import STARTS, Gap, filled, held_out_gaps, is_right
 
+DREAMON = "DreamOn's"
 SETTINGS: dict[str, dict[str, Any]] = {
+    DREAMON: {"seed": 0},
+    "DreamOn's, prefix": {"seed": 0, "cache": "prefix"},
     "greedy": {"temperature": 0.0, "top_p": None},
-    "drawn": {"temperature": 0.2, "top_p": 0.9, "seed": 0},
-    "greedy, prefix": {"temperature": 0.0, "top_p": None, "cache": "prefix"},
 }
 
 

@@ -16,7 +16,6 @@ from runtime.errors import UsageError
 from runtime.text import fill_in, open_text_artifact
 from runtime.tokenizer import decode
 
-MASKS = 8  # that a gap starts with
 GAP_KEYS = ("prefix", "suffix", "masks", "max_masks")
 WRITING_KEYS = ("steps", "alg", "temperature", "top_p", "top_k", "alg_temp", "seed", "cache")
 KEYS = {*GAP_KEYS, *WRITING_KEYS, "artifact", "packed_cache", "threads"}
@@ -57,10 +56,8 @@ def fill_gap(config: GenerateConfig, err: Console) -> None:
 
 
 def _options(config: GenerateConfig) -> dict[str, Any]:
-    """For `runtime.infill`."""
-    kept = {name: getattr(config, name) for name in ("max_masks", *WRITING_KEYS)}
-    return kept | {
-        "n_masks": MASKS if config.masks is None else config.masks,
-        "alg": config.alg.value,
-        "cache": None if config.cache is Cache.none else config.cache.value,
-    }
+    """For `runtime.infill`, whose own are DreamOn's."""
+    names = ("max_masks", "steps", "temperature", "top_p", "top_k", "alg_temp", "seed")
+    options = {"n_masks": config.masks, "alg": config.alg.value} | {name: getattr(config, name) for name in names}
+    options["cache"] = None if config.cache is Cache.none else config.cache.value
+    return {name: value for name, value in options.items() if value is not None}
