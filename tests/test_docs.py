@@ -338,6 +338,7 @@ def test_python_runs_as_shown(
     (tmp_path / "artifacts" / artifact.name).symlink_to(artifact)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"tokens": [49, 48, 48, 51, 10]}
+    capsys.readouterr()  # what the build said
     for code in blocks((ROOT / page).read_text(), "python"):
         exec(code, names)
     if page == "README.md":
