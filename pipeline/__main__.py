@@ -29,7 +29,7 @@ commands:
   inspect   show what is in it       artifact=DIR [--json]
   sign      sign it                  artifact=DIR key=FILE
   verify    whether it was changed   artifact=DIR [key=FILE]
-  generate  write text               artifact=DIR [prompt=TEXT | prompts=FILE] [cache=dual] [threshold=0.9]
+  generate  write text               artifact=DIR [prompt=TEXT | prompts=FILE | prefix=TEXT suffix=TEXT] [cache=dual]
   chat      talk with it             artifact=DIR [system=TEXT] [save=FILE] [cache=dual] [threshold=0.9]
   serve     behind the OpenAI API    artifact=DIR [port=8000] [cache=dual] [threshold=0.9]
   evaluate  let it solve a task      artifact=DIR [task=NAME] [n=N] [caches=[none,prefix,dual]]

@@ -34,7 +34,7 @@ from runtime.errors import INTERNAL_ERROR, INTERRUPTED, PipelineError, UsageErro
 # Hydra's flags that make sense here; its others change which files are the configuration.
 FLAGS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--package", "-p", "--resolve", "--multirun", "-m"}
 # Keys that Hydra does not get to see: their text may also be `???` or `null`, and long.
-TEXT_KEYS = {"prompt", "system"}
+TEXT_KEYS = {"prompt", "system", "prefix", "suffix"}
 FLAGS |= {"--shell-completion", "-sc"}
 SWEEPS = {"--multirun", "-m"}
 # Flags of ours, and the key that each sets.
@@ -74,8 +74,9 @@ def _under_hydra(
             )
             raise UsageError(f"no flag {argument!r}; {hint}")
     # Text and paths are the user's, not Hydra's: they may hold commas, braces and quotes.
-    texts = {key: text for key, _, text in (argument.partition("=") for argument in arguments) if key in TEXT_KEYS}
-    arguments = [argument for argument in arguments if argument.partition("=")[0] not in TEXT_KEYS]
+    keys = TEXT_KEYS & set(names_of_keys(command))
+    texts = {key: text for key, _, text in (argument.partition("=") for argument in arguments) if key in keys}
+    arguments = [argument for argument in arguments if argument.partition("=")[0] not in keys]
     is_sweep = not SWEEPS.isdisjoint(arguments)
     arguments = with_recipe_files(arguments, is_sweep)
     arguments = with_task(command, arguments, is_sweep)

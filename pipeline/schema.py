@@ -144,6 +144,10 @@ class GenerateConfig(DecodingConfig):
     artifact: str = MISSING
     prompt: str | None = None
     prompts: str | None = None
+    prefix: str | None = None
+    suffix: str | None = None
+    masks: int | None = None
+    max_masks: int | None = None
     chat: bool = False
     stop: list[str] | None = None
     n: int = 1
@@ -241,7 +245,7 @@ PATHS = {
     "output",
 }
 PATHS |= {"calibration", "lora", "packed_cache", "plot", "prompts", "runner", "save", "summary", "texts"}
-TEXTS = {"better", "description", "host", "name", "prompt", "system"}
+TEXTS = {"better", "description", "host", "name", "prefix", "prompt", "suffix", "system"}
 
 SCHEMAS = {
     "run": RunConfig,

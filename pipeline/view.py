@@ -27,7 +27,12 @@ class View:
         return self._live
 
     def update(self, step: int, tokens: Tensor) -> None:
-        before, self._tokens = self._tokens, tokens[0, self.start :].tolist()
+        self.show(step, tokens[0, self.start :].tolist())
+
+    def show(self, step: int, tokens: list[int]) -> None:
+        before, self._tokens = self._tokens, tokens
+        if before and len(before) != len(tokens):  # masks went, or became two: nothing was written
+            before = tokens
         if self._console.is_terminal and self._live is not None:
             self._live.update(self._text(step, before), refresh=True)
 

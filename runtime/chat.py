@@ -111,8 +111,8 @@ def chat_template(folder: Path) -> str | None:
 
 
 def end_tokens(folder: Path, tokenizer: Tokenizer | None) -> list[int]:
-    """Ids of the tokens that end an answer: the tokenizer's `eos_token`, its `pad_token`, which DiffuCoder fills what is
-    left of an answer with, and the chat template's end of turn.
+    """Ids of the tokens that end an answer: the tokenizer's `eos_token`, its `pad_token`, with which DiffuCoder fills
+    what is left of an answer, and the chat template's end of turn.
 
     None without a tokenizer. Raises `InputError` for files or a template that are broken.
     """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,16 @@ from runtime.artifact import MANIFEST_FILE, ArtifactError, load_manifest
 from runtime.defaults import own_defaults, with_defaults
 from runtime.errors import BadArtifactError, InputError, UsageError
 from runtime.generation import Generation, OnStep, generate
+from runtime.infill import Infilled, infill
 from runtime.options import OptionError
 from runtime.program import Program, ProgramError
 from runtime.threads import use_threads
-from runtime.tokenizer import TOKENIZER_FILE, decode, load_tokenizer
+from runtime.tokenizer import TOKENIZER_FILE, decode, encode, load_tokenizer, special_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+EXPAND = "<|expand|>"  # the token that makes a checkpoint one of DreamOn's
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,53 @@ def write(
     hook = after_step if stop else on_step
     options = with_defaults(options, artifact.own)
     options |= {"stop_at_eos": True} if stop else {}  # so that nothing is computed behind it
-    try:
+    with _told(artifact):
         return generate(artifact.program, ids, max_new_tokens=max_new_tokens, on_step=hook, **options)
+
+
+def fill_in(
+    artifact: TextArtifact,
+    prefix: str,
+    suffix: str,
+    options: dict[str, Any],
+    on_step: Callable[[int, Tensor, slice], None] | None = None,
+) -> Infilled:
+    """`runtime.infill` with these options. on_step: as there, and where in the canvas the middle is.
+
+    Raises `UsageError`, also for a checkpoint that is none of DreamOn's; `BadArtifactError` for a program that fails.
+    """
+    program, tokenizer = artifact.program, artifact.tokenizer
+    expand_id = tokenizer.token_to_id(EXPAND)
+    if expand_id is None:
+        raise UsageError(
+            f"{artifact.folder}: its tokenizer has no {EXPAND}: the checkpoint is none of DreamOn's, "
+            "and fills no gap of unknown length"
+        )
+    bos_id = tokenizer.token_to_id(special_tokens(artifact.folder).get("bos_token", ""))
+    prefix_ids, suffix_ids = encode(tokenizer, prefix), encode(tokenizer, suffix)
+
+    def after_step(step: int, canvas_L: Tensor) -> None:
+        if on_step is not None:
+            on_step(step, canvas_L, slice(1 + len(prefix_ids), len(canvas_L) - len(suffix_ids) - 1))
+
+    with _told(artifact):
+        return infill(
+            program,
+            prefix_ids,
+            suffix_ids,
+            bos_id=program.metadata.get_bos_id if bos_id is None else bos_id,
+            expand_id=expand_id,
+            delete_id=(program.eos_ids or (program.pad_id,))[0],
+            on_step=after_step,
+            **options,
+        )
+
+
+@contextmanager
+def _told(artifact: TextArtifact) -> Iterator[None]:
+    """What cannot be written, as an error of the pipeline."""
+    try:
+        yield
     except OptionError as error:
         raise UsageError(str(error)) from error
     except (ProgramError, FloatingPointError) as error:

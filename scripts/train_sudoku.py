@@ -22,7 +22,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -120,8 +120,8 @@ def qwen2_pre_tokenizer() -> pre_tokenizers.PreTokenizer:
     )
 
 
-def make_tokenizer() -> Tokenizer:
-    """Byte-level, built as Qwen2's is, with no merges: every byte is a token, and its id."""
+def make_tokenizer(special: Sequence[str] = SPECIAL_TOKENS) -> Tokenizer:
+    """Byte-level, built as Qwen2's is, with no merges: every byte is a token, and its id. special: ids from 256 on."""
     # The byte-level alphabet shows byte b as a printable character; ids follow the bytes.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     shown = {b: chr(b) for b in printable}
@@ -129,8 +129,8 @@ def make_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(vocab={shown[b]: b for b in range(256)}, merges=[]))
     tokenizer.pre_tokenizer = qwen2_pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
-    reserved = [f"<|reserved_{i}|>" for i in range(256 + len(SPECIAL_TOKENS), VOCAB_SIZE)]
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS + reserved])
+    reserved = [f"<|reserved_{i}|>" for i in range(256 + len(special), VOCAB_SIZE)]
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in [*special, *reserved]])
     return tokenizer
 
 
@@ -234,13 +234,13 @@ def train(args: argparse.Namespace) -> DreamEdge:
     return model.eval()
 
 
-def save(model: DreamEdge, output: Path) -> None:
+def save(model: DreamEdge, output: Path, tokenizer: Tokenizer | None = None) -> None:
     """HF layout, weights in bfloat16 as real Dream checkpoints have them."""
     output.mkdir(parents=True, exist_ok=True)
     state = {hf_name(name): tensor.detach().bfloat16().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, output / "model.safetensors", metadata={"format": "pt"})
-    make_tokenizer().save(str(output / "tokenizer.json"))
-    write_configs(CONFIG, output)
+    (tokenizer or make_tokenizer()).save(str(output / "tokenizer.json"))
+    write_configs(model.config, output)
 
 
 def write_configs(config: DreamEdgeConfig, output: Path) -> None:

@@ -19,7 +19,7 @@ from pipeline.cli import OUR_FLAGS
 from pipeline.config import _keys, names_of
 from pipeline.schema import SCHEMAS
 from runtime.artifact import read_manifest
-from tests.checkpoints import BUNDLED, GOLDEN, ROOT, Build, arguments
+from tests.checkpoints import BUNDLED, GOLDEN, INFILL, ROOT, Build, arguments
 
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "findings" / "README.md", *(ROOT / "docs").glob("*.md")]
@@ -39,6 +39,7 @@ NOT_RUN = {
     "python3.11 -m venv .venv": "the environment of the tests was made so",
     '.venv/bin/pip install --constraint constraints.txt --editable ".[dev]"': "takes the network",
     ".venv/bin/python -m pipeline run recipe=int4_xnnpack overwrite=true": "the fixture `build` runs it, elsewhere",
+    ".venv/bin/python -m pipeline run checkpoint=assets/dream_infill recipe=int4_xnnpack": "the fixture `build`, too",
     "python3.11 -m venv anywhere": "test_installed.py",
     'anywhere/bin/pip install --constraint constraints.txt ".[harness]"': "test_installed.py, without the network",
     "anywhere/bin/dreamedge run recipe=int4_xnnpack overwrite=true": "test_installed.py, with a smaller checkpoint",
@@ -243,6 +244,28 @@ def test_the_page_of_decoding_shows_what_was_measured() -> None:
     assert chosen["loss"] < before["loss"] + 0.05
 
 
+def test_the_page_of_infilling_shows_what_was_measured() -> None:
+    from scripts.compare_infill import DREAMON, SETTINGS, table_of
+    from scripts.train_infill import STARTS
+
+    found = json.loads((ROOT / "docs" / "infill.json").read_text())
+    page = (ROOT / "docs" / "infill.md").read_text()
+    assert table_of(found["rows"]) in page
+    assert f"{found['gaps']} gaps" in page
+    assert len(found["rows"]) == 2 * len(SETTINGS) * len(STARTS)
+    assert min(row["right"] for row in found["rows"] if row["setting"] == DREAMON) > 80
+
+
+def test_every_option_of_infilling_is_explained() -> None:
+    import inspect
+
+    from runtime.infill import infill
+
+    page = (ROOT / "docs" / "infill.md").read_text()
+    for option in list(inspect.signature(infill).parameters)[3:]:
+        assert re.search(rf"^\|.*`{option}[`(]", page, flags=re.MULTILINE), option
+
+
 def test_what_full_size_takes_on_text_is_what_was_measured() -> None:
     job = json.loads((ROOT / "docs" / "fullsize-text.json").read_text())["main_job"]
     page = (ROOT / "docs" / "memory.md").read_text()
@@ -308,21 +331,25 @@ def test_every_option_of_generation_is_explained() -> None:
         assert re.search(rf"^\|.*`{option}[`(]", page, flags=re.MULTILINE), option
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/artifact.md", "docs/cache.md", "docs/generation.md"])
+PYTHON = ["README.md", "docs/artifact.md", "docs/cache.md", "docs/generation.md", "docs/infill.md"]
+
+
+@pytest.mark.parametrize("page", PYTHON)
 def test_python_runs_as_shown(
     build: Build, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     (tmp_path / "artifacts").mkdir()
-    artifact = build("dream_sudoku", "int4_xnnpack")
+    artifact = build(INFILL.name if page == "docs/infill.md" else BUNDLED.name, "int4_xnnpack")
     (tmp_path / "artifacts" / artifact.name).symlink_to(artifact)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"tokens": [49, 48, 48, 51, 10]}
+    capsys.readouterr()  # what the build said
     for code in blocks((ROOT / page).read_text(), "python"):
         exec(code, names)
     if page == "README.md":
         assert (tmp_path / "model.pte").is_file()
-    if page == "docs/generation.md":
+    if page in ("docs/generation.md", "docs/infill.md"):
         assert capsys.readouterr().out in blocks((ROOT / page).read_text(), "text")
 
 
@@ -376,8 +403,8 @@ def test_commands_run_as_shown(clone: Path, build: Build, page: Path) -> None:
     commands = "\n".join(lines)
     for word, value in PLACEHOLDERS.get(page.name, {}).items():
         commands = re.sub(rf"\b{word}\b", value, commands)
-    for recipe in set(re.findall(rf"artifacts/{BUNDLED.name}-(\w+)", commands)):
-        artifact = build(BUNDLED.name, recipe)
+    for checkpoint, recipe in set(re.findall(rf"artifacts/({BUNDLED.name}|{INFILL.name})-(\w+)", commands)):
+        artifact = build(checkpoint, recipe)
         (clone / "artifacts" / artifact.name).symlink_to(artifact)
         if "explain" in commands:  # the weights that it looks into are those that `run` kept
             (clone / "artifacts" / ".cache").symlink_to(artifact.parent / "cache")

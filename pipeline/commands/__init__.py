@@ -70,8 +70,12 @@ def _verify(config: Any) -> None:
 
 def _generate(config: Any) -> None:
     from pipeline.commands.generate import answer_lines, answer_prompt
+    from pipeline.commands.infill import fill_gap, is_gap
 
     _check_threads(config)
+    if is_gap(config):
+        fill_gap(config, err)
+        return
     (answer_prompt if config.prompts is None else answer_lines)(config, err)
 
 

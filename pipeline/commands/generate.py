@@ -22,6 +22,7 @@ from report.terminal import mib
 from runtime.answers import EMPTY, Answer, answer, best_answers, prompt_of, said_of_own, typed
 from runtime.errors import UsageError
 from runtime.generation import Generation
+from runtime.infill import Infilled
 from runtime.memory import peak_rss
 from runtime.text import TextArtifact, open_text_artifact
 from runtime.tokenizer import encode
@@ -41,13 +42,13 @@ def answer_prompt(config: GenerateConfig, err: Console) -> None:
         with view.live():
             answers = _answers(artifact, config, prompt, config.chat, view)
     except KeyboardInterrupt:
-        _say(view.plain() + "\n")
+        say(view.plain() + "\n")
         raise
     for one in answers:
-        _say((_json(_entry(one)) if config.n > 1 else one.text) + "\n")
+        say((_json(_entry(one)) if config.n > 1 else one.text) + "\n")
         if note := _if_empty(one):
             err.print(note, markup=False)
-        err.print(_what_it_took(one.generation), style="dim")
+        err.print(what_it_took(one.generation, len(one.generation.answers[0])), style="dim")
 
 
 def answer_lines(config: GenerateConfig, err: Console) -> None:
@@ -70,7 +71,7 @@ def answer_lines(config: GenerateConfig, err: Console) -> None:
             n_failed += 1
             err.print(f"error: {name}, line {number}: {error}", markup=False)
             result = {"line": number, "error": str(error)}
-        _say(_json(result) + "\n")
+        say(_json(result) + "\n")
     if n_failed or not n:
         raise UsageError(f"{name}: {n_failed} of {n} lines were not answered" if n else f"{name}: holds no line")
 
@@ -146,11 +147,10 @@ def _no_line_key(key: str) -> str:
     return f"no key {key!r} in a line{close or '; it has a prompt or messages'}"
 
 
-def _what_it_took(generation: Generation) -> str:
-    n = len(generation.answers[0])
+def what_it_took(written: Generation | Infilled, n: int) -> str:
     return (
-        f"{n} tokens in {generation.seconds:.2f} s: {generation.tokens_per_second:.1f} tokens/s, "
-        f"{generation.forward_calls} forward calls over {generation.positions} positions, peak memory {mib(peak_rss())}"
+        f"{n} tokens in {written.seconds:.2f} s: {written.tokens_per_second:.1f} tokens/s, "
+        f"{written.forward_calls} forward calls over {written.positions} positions, peak memory {mib(peak_rss())}"
     )
 
 
@@ -158,7 +158,7 @@ def _json(entry: dict[str, Any]) -> str:
     return json.dumps(entry, ensure_ascii=not shows_all(sys.stdout))
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
 
