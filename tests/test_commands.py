@@ -193,8 +193,8 @@ def test_interrupted_it_prints_what_is_done(sudoku: Path, tmp_path: Path) -> Non
     begun = tmp_path / "begun"
     # Slower steps, so that there is a middle.
     slow = (
-        "import time; from runtime import generation as g; after = g._Run._after_step; "
-        f"g._Run._after_step = lambda run, rows: (after(run, rows), open({str(begun)!r}, 'w'), time.sleep(0.3))[0]"
+        "import time; from runtime import generation as g; after = g.Run.after_step; "
+        f"g.Run.after_step = lambda run, rows: (after(run, rows), open({str(begun)!r}, 'w'), time.sleep(0.3))[0]"
     )
     code = f"{slow}; import sys; from pipeline.__main__ import main; sys.exit(main({command[3:]!r}))"
     child = subprocess.Popen(
