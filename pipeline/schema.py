@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from pipeline.decoding import Cache, DecodingConfig
 from recipes.options import Recipe
-from validation.settings import Budget, TaskConfig, ValidationConfig
+from validation.settings import Budget, EvaluatedTask, TaskConfig, ValidationConfig
 
 CORES = ("cortex-a53", "cortex-a76", "neoverse-n1")  # in order; with dot products; a server's
 
@@ -183,10 +183,13 @@ class ServeConfig(DecodingConfig):
 @dataclass
 class EvaluateConfig(DecodingConfig):
     artifact: str = MISSING
-    task: TaskConfig = field(default_factory=TaskConfig)
+    task: EvaluatedTask = field(default_factory=EvaluatedTask)
+    tasks: str | None = None
     n: int = 1000
     caches: list[Cache] = field(default_factory=lambda: [Cache.none])
+    rules: list[str] = field(default_factory=lambda: [""])
     output: str | None = None
+    plot: str | None = None
     threads: int | None = None
 
 
@@ -244,7 +247,7 @@ PATHS = {
     "key",
     "output",
 }
-PATHS |= {"calibration", "lora", "packed_cache", "plot", "prompts", "runner", "save", "summary", "texts"}
+PATHS |= {"calibration", "lora", "packed_cache", "plot", "prompts", "runner", "save", "summary", "tasks", "texts"}
 TEXTS = {"better", "description", "host", "name", "prefix", "prompt", "suffix", "system"}
 
 SCHEMAS = {

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from markupsafe import Markup
 
 from report.chart import Axis, Bar, Series, bars, chart, number, tints
 from report.terminal import mib
 from validation.figures import TIE_MARGIN
+
+if TYPE_CHECKING:
+    from validation.evaluation import Score
 
 PARTS = {
     "embedding": "embedding",
@@ -232,3 +235,20 @@ def peak_plot(report: dict[str, Any]) -> Plot:
     rows = [Bar(names.get(name, name), peak, size(peak), needs.get(name)) for name, peak in peaks.items()]
     text = "Of the process, with Python and torch. The line across a bar is the estimate made before the run."
     return Plot(title, bars(title, rows), text)
+
+
+def evaluation_plot(task: str, scores: list[Score]) -> Plot:
+    """Of one task: what is right against the calls of an item, by rule."""
+    mine = [score for score in scores if score.task == task]
+    series = []
+    for rule in dict.fromkeys(score.rule for score in mine):
+        of_rule = [score for score in mine if score.rule == rule]
+        points = [(score.forward_calls / score.n, 100 * score.solved) for score in of_rule]
+        tips = tuple(
+            f"cache {score.cache}: {100 * score.solved:.1f}% ({100 * score.low:.1f} to {100 * score.high:.1f})"
+            for score in of_rule
+        )
+        series.append(Series(rule or "as it stands", points, "dots", tips))
+    what = mine[0].what
+    title = f"{task}: what is right, and the calls that it takes"
+    return Plot(title, chart(title, Axis("calls of one"), Axis(f"{what} right, %"), series), "")

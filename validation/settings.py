@@ -41,6 +41,28 @@ class TaskConfig:
     checkpoint: str | None = None
 
 
+@dataclass
+class EvaluatedTask:
+    """prompts: JSON lines with a "prompt", and with a "suffix" where the answer stands before it. checker: its
+    check(prompt, answer), or check(prompt, answer, suffix), says whether it is right. limit: seconds that a check may
+    take, in a process of its own; None for no process. calibration, n_solve, checkpoint: of `run`.
+
+    texts: in place of these a file of texts, of which `hidden`, a share of the tokens, is to be written again.
+    """
+
+    name: str = "none"
+    prompts: str | None = None
+    checker: str | None = None
+    limit: float | None = None
+    texts: str | None = None
+    hidden: float = 0.3
+    new_tokens: int = 32
+    threshold: float | None = None
+    calibration: str | None = None
+    n_solve: int = 0
+    checkpoint: str | None = None
+
+
 MIN_PROMPTS = 8
 
 

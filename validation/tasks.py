@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runtime.errors import UsageError
 
-Checker = Callable[[str, str], bool]
+Checker = Callable[..., bool]  # (prompt, answer), and where there is one the suffix after it
 
 
 def load_checker(file: Path) -> Checker:
@@ -22,9 +22,11 @@ def load_checker(file: Path) -> Checker:
     if not callable(check):
         raise UsageError(f"task.checker: {file} has no function check(prompt, answer)")
 
-    def checked(prompt: str, answer: str) -> bool:
+    def checked(*asked: str) -> bool:
         try:
-            solves = check(prompt, answer)
+            solves = check(*asked)
+        except MemoryError:  # the answer's, where it has a limit
+            raise
         except (Exception, SystemExit) as error:
             raise UsageError(f"task.checker: {file}: check failed: {type(error).__name__}: {error}") from error
         if not isinstance(solves, bool):
