@@ -36,10 +36,10 @@ def evaluate(config: EvaluateConfig, console: Console, err: Console) -> list[Sco
         _refuse_without_task(Path(config.artifact))
     if config.n < 1:
         raise UsageError(f"n {config.n}: at least 1 prompt makes a share")
-    if not config.caches or not config.rules:
-        raise UsageError(
-            "caches: name at least one of none, prefix, dual, d2f" if not config.caches else "rules: empty"
-        )
+    if not config.caches:
+        raise UsageError("caches: name at least one of none, prefix, dual, d2f")
+    if not config.rules:
+        raise UsageError('rules: name at least one, "" for none')
     for file in filter(None, (config.output, config.plot)):
         check_output(Path(file))
     tasks = [config.task] if config.tasks is None else read_tasks(Path(config.tasks))
@@ -102,6 +102,8 @@ def read_tasks(folder: Path) -> list[EvaluatedTask]:
 def with_rule(rule: str) -> dict[str, Any]:
     """The options that a rule such as "threshold=0.9 alpha=0.3" sets. Raises `UsageError`."""
     words = rule.split()
+    if bare := [word for word in words if "=" not in word]:
+        raise UsageError(f"rules: {rule!r}: {bare[0]!r} is no key=value")
     try:
         chosen = OmegaConf.merge(OmegaConf.structured(DecodingConfig), OmegaConf.from_dotlist(words))
         typed = OmegaConf.to_object(chosen)
@@ -130,9 +132,7 @@ def _settings_of(
     if not has_gaps(task):
         return settings
     kept = [one for one in settings if one[0] is Cache.none and one[2].keys() <= set(OF_A_GAP)]
-    others = [
-        f"cache {cache.value}{rule and f', {rule}'}" for cache, rule, _ in settings if (cache, rule, _) not in kept
-    ]
+    others = [f"cache {one[0].value}{one[1] and f', {one[1]}'}" for one in settings if one not in kept]
     if others:
         err.print(f"note: {task.name}: a gap is filled without {'; '.join(others)}", markup=False)
     return kept or [(Cache.none, "", {})]
