@@ -185,6 +185,8 @@ class EvaluateConfig(DecodingConfig):
     artifact: str = MISSING
     task: EvaluatedTask = field(default_factory=EvaluatedTask)
     tasks: str | None = None
+    lm_eval: list[str] | None = None
+    lm_eval_tasks: str | None = None
     n: int = 1000
     caches: list[Cache] = field(default_factory=lambda: [Cache.none])
     rules: list[str] = field(default_factory=lambda: [""])
@@ -247,7 +249,19 @@ PATHS = {
     "key",
     "output",
 }
-PATHS |= {"calibration", "lora", "packed_cache", "plot", "prompts", "runner", "save", "summary", "tasks", "texts"}
+PATHS |= {
+    "calibration",
+    "lm_eval_tasks",
+    "lora",
+    "packed_cache",
+    "plot",
+    "prompts",
+    "runner",
+    "save",
+    "summary",
+    "tasks",
+    "texts",
+}
 TEXTS = {"better", "description", "host", "name", "prefix", "prompt", "suffix", "system"}
 
 SCHEMAS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ from pipeline.config import AUTO, explain, load_task, names_of
 from pipeline.console import warn_out_of_bounds
 from pipeline.decoding import Cache, DecodingConfig, decoding_options
 from pipeline.schema import EvaluateConfig
-from report.files import check_output, write_json, write_text
+from report.files import check_output, json_numbers, write_json, write_text
 from report.page import picture
 from report.plots import evaluation_plot
 from report.terminal import show, table
@@ -30,8 +31,11 @@ from validation.settings import EvaluatedTask
 MADE = ("prompts", "checker", "texts")  # keys of a task that are files, beside it
 
 
-def evaluate(config: EvaluateConfig, console: Console, err: Console) -> list[Score]:
+def evaluate(config: EvaluateConfig, console: Console, err: Console) -> None:
     """Raises `PipelineError`. Interrupted, it shows what was done until then."""
+    if config.lm_eval is not None:
+        by_lm_eval(config, config.lm_eval, console, err)
+        return
     if config.tasks is None and config.task.name == AUTO:
         _refuse_without_task(Path(config.artifact))
     if config.n < 1:
@@ -71,7 +75,34 @@ def evaluate(config: EvaluateConfig, console: Console, err: Console) -> list[Sco
         write_json(Path(config.output), {"artifact": Path(config.artifact).name, "scores": [asdict(s) for s in scores]})
     if config.plot is not None:
         write_text(Path(config.plot), picture([evaluation_plot(task.name, scores) for task, _ in work]))
-    return scores
+
+
+def by_lm_eval(config: EvaluateConfig, tasks: list[str], console: Console, err: Console) -> None:
+    """The tasks of lm-evaluation-harness. Raises `PipelineError`."""
+    if find_spec("lm_eval") is None:
+        raise UsageError("lm_eval needs lm-evaluation-harness: pip install 'dreamedge[lm-eval]'")
+    if config.output is not None:
+        check_output(Path(config.output))
+    artifact = open_text_artifact(Path(config.artifact), threads=config.threads)
+    warn_out_of_bounds(err, artifact.folder, artifact.manifest)
+    from pipeline.lm_harness import run_tasks
+
+    folder = None if config.lm_eval_tasks is None else Path(config.lm_eval_tasks)
+    options = decoding_options(config, config.caches[0] if config.caches else None)
+    found = run_tasks(artifact, options, tasks, folder, config.n)
+    listing = table("lm-evaluation-harness", "task", "figure", "value", "standard error", "of")
+    for name, figures in found["results"].items():
+        for key, value in figures.items():
+            figure, _, filtered = key.partition(",")
+            if isinstance(value, int | float) and filtered and not figure.endswith("_stderr"):
+                error = figures.get(f"{figure}_stderr,{filtered}")
+                spread = f"{error:.4f}" if isinstance(error, float) else ""
+                of = found["n-samples"].get(name, {}).get("effective", "")
+                listing.add_row(escape(name), escape(figure), f"{value:.4f}", spread, str(of))
+    show(console, listing)
+    if config.output is not None:
+        kept = {key: found[key] for key in ("results", "versions", "n-shot", "n-samples")}
+        write_json(Path(config.output), {"artifact": Path(config.artifact).name} | json_numbers(kept))
 
 
 def read_tasks(folder: Path) -> list[EvaluatedTask]:
