@@ -72,6 +72,11 @@ NOT_RUN = {
         '.venv/bin/python -m pipeline chat artifact=DIR system="Answer briefly." save=chat.jsonl'
         " cache=dual threshold=0.9"
     ): "test_chat.py",
+    '.venv/bin/pip install --constraint constraints.txt --editable ".[lm-eval]"': "takes the network",
+    (
+        ".venv/bin/python -m pipeline evaluate artifact=DIR lm_eval=[gsm8k,humaneval] n=100"
+        " temperature=0.1 top_p=0.9 threshold=0.9"
+    ): "takes the network; test_lm_eval.py, of its own tasks",
     "python -m scripts.faults catch docs/faults.json": "takes 45 minutes",
     "python -m scripts.faults alarms docs/alarms.json": "takes two hours",
 }

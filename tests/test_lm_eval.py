@@ -38,7 +38,7 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     lines = [
-        {"puzzle": puzzle, "answer": solved, "choices": [solved[::-1], solved], "label": 1}
+        {"puzzle": puzzle, "answer": solved, "choices": [solved.replace("1", "2"), solved], "label": 1}
         for puzzle, solved in PUZZLES.items()
     ]
     data = tmp_path / "sudoku.jsonl"
