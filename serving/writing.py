@@ -96,7 +96,10 @@ def _asked(served: Served, request: Request, n_prompt: int) -> int:
 
 def _answers(served: Served, request: Request, ids: list[int], asked: int, index: int, job: Job) -> Iterator[Answer]:
     given = {name: value for name, value in request.options.items() if value is not None}
-    options = served.options | given | {"stop_at_eos": True, "logprobs": request.logprobs}
+    own = dict(served.options)
+    if {"gamma", "entropy_threshold"} & given.keys():  # a rule in place of the server's
+        own.pop("threshold", None)
+    options = own | given | {"stop_at_eos": True, "logprobs": request.logprobs}
     if request.best_of is not None:
         look = _Look(served.artifact, ids, request, index, job)  # which says nothing: there is no stream of the best
         yield from best_answers(

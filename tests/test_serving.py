@@ -137,6 +137,12 @@ def test_seeds_and_several_answers(client: openai.OpenAI, sudoku: Path, artifact
     assert [choice.text for choice in two.choices] == [SOLVED, alone(artifact, empty)]
 
 
+def test_a_rule_of_a_request_takes_the_place_of_the_servers(client: openai.OpenAI, sudoku: Path) -> None:
+    rule = {"gamma": 2.0, "cache": "dual", "block_length": 8}
+    done = client.completions.create(model=sudoku.name, prompt=PUZZLE, max_tokens=19, extra_body=rule)
+    assert done.choices[0].text.count("\n") == 3
+
+
 def test_two_hundred_at_once_are_each_answered_as_alone(address: str, sudoku: Path, artifact: TextArtifact) -> None:
     async def all_of_them() -> list[str]:
         client = openai.AsyncOpenAI(base_url=f"http://{address}/v1", api_key="none", max_retries=0, timeout=300)
