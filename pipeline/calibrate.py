@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 TOKENS_AT_ONCE = 512  # whose squares are summed together
 WINDOW = 256  # tokens of a text that are read together
+FEW = 1024  # tokens, below which a text is warned of
 TOKENS = 2**15  # in all
 # A large network reads less of it, for each token goes through all of it: Dream-7B 7,700.
 OPERATIONS = 2e14
@@ -87,6 +88,8 @@ def calibration_of(loaded: Loaded, recipe: Recipe, given: str | None, bundled: P
         n += len(tokens)
         if n >= enough:
             break
+    if n < FEW:
+        log.warning("calibration: %s holds %d tokens: so few may be worse than none, some thousands are usual", file, n)
     return Calibration(tuple(sequences), file.name, sha256(file))
 
 

@@ -37,6 +37,7 @@ FLAGS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--package", "-p", "--re
 TEXT_KEYS = {"prompt", "system", "prefix", "suffix"}
 FLAGS |= {"--shell-completion", "-sc"}
 SWEEPS = {"--multirun", "-m"}
+ROOMS = {"model", "recipes", "runtime", "validation", "evidence", "report", "serving", "pipeline"}
 # Flags of ours, and the key that each sets.
 OUR_FLAGS = {"inspect": {"--json": "json=true", "--device": "device=true"}, "compare": {"--json": "json=true"}}
 
@@ -88,6 +89,8 @@ def _under_hydra(
     codes: list[int] = []
 
     def job(config: DictConfig) -> None:
+        _be_heard()
+
         def work() -> None:
             check_keys(config, command)
             task(replace(_typed(config, command), **texts))
@@ -168,10 +171,26 @@ def _internal(error: Exception) -> int:
     )
 
 
+def _be_heard() -> None:
+    """Our warnings are lines as all others. At each job Hydra removes handlers, silences loggers, raises the level."""
+    if not any(isinstance(handler, _Lines) for handler in logging.root.handlers):
+        logging.root.addHandler(_Lines())
+    logging.root.setLevel(logging.WARNING)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and name.partition(".")[0] in ROOMS:
+            logger.disabled = False
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.partition(".")[0] in ROOMS:  # a library's are nothing that a user can act on
+            err.print(one_line(f"{record.levelname.lower()}: {record.getMessage()}"), markup=False)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Torch, torchao and executorch warn about each other and about absent GPUs: nothing that a user can act on."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    _be_heard()
     for name in ("torchao", "torch.utils._pytree", "executorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.disable(logging.INFO)

@@ -23,9 +23,9 @@ from pipeline.export import lengths
 from pipeline.schema import RunConfig
 from recipes.gptq import hessian_blocks
 from recipes.options import Attention, EmbeddingQuant, LinearQuant, Recipe
-from recipes.quantization import linear_bytes, quant_of
+from recipes.quantization import QuantizationError, linear_bytes, quant_of
 from report.terminal import mib, show, table
-from runtime.errors import InputError, OutputError, ResourceError
+from runtime.errors import InputError, OutputError, RecipeError, ResourceError
 from validation.eager import TOKENS
 from validation.expected_format import largest_plan
 from validation.output_layer import ROWS, VOCAB
@@ -188,8 +188,13 @@ def _embedding_bytes(weight: torch.Tensor, quant: EmbeddingQuant, weight_bits: i
 
 
 def check_resources(config: RunConfig, console: Console) -> Estimate:
-    """Shows the estimate. Raises `ResourceError` if less is free, unless `force` is given, and `OutputError`."""
-    needs = estimate(config)
+    """Shows the estimate. Raises `ResourceError` if less is free, unless `force` is given, `OutputError`, and
+    `RecipeError` for formats that there are not.
+    """
+    try:
+        needs = estimate(config)
+    except QuantizationError as error:
+        raise RecipeError(f"recipe {config.recipe.name}: {error}") from error
     cache = _writable("cache", Path(config.cache), Path(config.cache))
     # It is made beside what it replaces.
     output = _writable("output", Path(config.output), Path(config.output).resolve().parent)

@@ -77,7 +77,7 @@ def load(folder: Path, lora: str | None = None, cache: Path | None = None) -> Lo
         assert cache is not None
         digests |= _merged(model, Path(lora), digests, cache)
         if is_d2f(Path(lora)):
-            log.warning("lora: %s is a D2F adapter by its name: the artifact is written with by cache=d2f", lora)
+            log.warning("lora: %s is a D2F adapter by its name: its artifact writes with cache=d2f", lora)
     return Loaded(
         model=model,
         config=config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from pipeline.config import AUTO, CALIBRATION_TEXT, DEFAULT_TEXT, load_task, tas
 from pipeline.display import Display
 from pipeline.estimate import check_resources
 from pipeline.export import export, lengths
-from pipeline.load import load
+from pipeline.load import Loaded, load
 from pipeline.lower import lower
 from pipeline.package import Packaged, package, place, place_failed, staging, with_cores
 from pipeline.quantize import quantize
@@ -26,6 +27,8 @@ from validation.arm import checked_tools, figures_of, replay_on_cores
 from validation.judge import Validated
 from validation.material import material_of
 from validation.settings import check_bounds, check_budget, check_settings
+
+log = logging.getLogger(__name__)
 
 
 def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
@@ -45,6 +48,9 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
             material = material_of(loaded.folder, loaded.tokenizer, loaded.config, *asked)
             given = config.calibration or config.task.calibration
             calibration = calibration_of(loaded, config.recipe, given, CALIBRATION_TEXT)
+            if calibration is None and config.calibration is not None:
+                _warn_unused(config.calibration, loaded, config.recipe.name)
+                config = replace(config, calibration=None)
             check_budget(config.budget, bool(material.texts), config.task.n_solve > 0)
         with display.stage("quantize") as report:
             quantized = quantize(loaded, config.recipe, Path(config.cache), report, calibration)
@@ -72,6 +78,15 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
         if wrong := "; ".join(str(figure) for figure in figures if not figure.ok):
             raise ValidationError(f"out of bounds: {wrong}. Kept for a look in {place_failed(folder, output)}")
         return Packaged(place(folder, output), sealed.manifest, figures), validated
+
+
+def _warn_unused(calibration: str, loaded: Loaded, recipe: str) -> None:
+    """Of a text that no rounding goes by. Raises `UsageError` for one that is not there."""
+    if not Path(calibration).is_file():
+        raise UsageError(f"calibration: {calibration} cannot be read: no such file")
+    mute = f"{loaded.folder} has no tokenizer to read it with"
+    why = f"recipe {recipe} goes by no text" if loaded.tokenizer else mute
+    log.warning("calibration: %s is not used: %s", calibration, why)
 
 
 def check_targets(config: RunConfig) -> None:

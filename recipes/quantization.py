@@ -59,7 +59,7 @@ def format_of(written: str) -> tuple[int, int | None]:
     found = re.fullmatch(r"int8|int4(?:_(channel|\d{1,6}))?", written)
     if found is None:
         raise QuantizationError(
-            f"linear.rules: no format {written!r}; there are int8, int4 (groups of 32), int4_64, int4_128, int4_channel"
+            f"linear.rules: no format {written!r}; there are int8, int4, int4_64 and other sizes, int4_channel"
         )
     if written == "int8":
         return 8, None
@@ -207,7 +207,7 @@ def _granularity(group_size: int | None) -> Granularity:
 
 
 def check_sizes(model: DreamEdge, linear: LinearQuant | None, embedding: EmbeddingQuant | None) -> None:
-    """Raises `QuantizationError` that names all layers that do not fit."""
+    """Raises `QuantizationError` that names layers that do not fit."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     _check_rules(names, linear)
     wrong = []
@@ -235,7 +235,8 @@ def check_sizes(model: DreamEdge, linear: LinearQuant | None, embedding: Embeddi
         elif isinstance(module, nn.Linear) and quant_here and quant_here.weight_bits == 4 and width % 32:
             wrong.append(f"{name} is {width} wide, not a multiple of 32, as 4-bit weights must be")
     if wrong:
-        raise QuantizationError("sizes that cannot be quantized: " + "; ".join(wrong))
+        more = f"; and {len(wrong) - 3} others" if len(wrong) > 3 else ""
+        raise QuantizationError("sizes that cannot be quantized: " + "; ".join(wrong[:3]) + more)
 
 
 def _check_rules(names: list[str], linear: LinearQuant | None) -> None:

@@ -25,7 +25,7 @@ from tests.checkpoints import GOLDEN, ROOT, Build
 Run = Callable[..., str]  # (words of a command) -> what it printed
 # What pip asks of a project to make its distributions, here without a network.
 MAKE = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
-PACKAGED = (*ROOMS, "runtime_tests", "assets")
+PACKAGED = (*ROOMS, "runtime_tests", "serving", "assets")
 
 
 def environment(path: Path | None = None) -> dict[str, str]:

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import load_hf_model
+from model import DreamEdge, load_hf_model
 from pipeline.calibrate import calibration_of
 from pipeline.config import CALIBRATION_TEXT, DEFAULT_TEXT, load_recipe
 from pipeline.load import load
+from pipeline.road import _warn_unused
 from recipes.gptq import LayerInputs, add_squares, gptq, hessian_blocks, inputs_by_layer, inverse_factor
 from recipes.options import LinearQuant
 from recipes.quantization import QuantizationError, check_sizes, quant_of
@@ -223,6 +224,10 @@ def test_verdicts_in_words() -> None:
     noise = verdict_of(chance, Budget(), texts, 8192, None)
     assert not noise.is_judged
     assert "mine.jsonl is as good as noise (9.00 nats a token): give its own texts" in noise.words
+    both = verdict_of(chance, Budget(kl=0.04), texts, 8192, None)
+    assert both.is_judged
+    assert "within its budget (budget.kl=0.04)" in both.words
+    assert "but to the float32 model mine.jsonl is as good as noise" in both.words
     solved = [Figure("quality", "kl_divergence", 0.1, None, False), Figure("quality", "solved_percent", 99.5, 98, True)]
     assert verdict_of(solved, Budget(), Material([]), 288, None).words.startswith("right, and solves 99.5%")
     wrong = [Figure("fidelity", "fidelity_db", 3, 30, True)]
@@ -340,6 +345,9 @@ def test_budgets_that_contradict() -> None:
     with pytest.raises(UsageError, match=r"budget\.kl 0: .*; budget\.solved: there is no task"):
         check_budget(Budget(kl=0.0, solved=1.0), has_text=True, has_task=False)
     check_budget(Budget(kl=0.1, loss=0.2), has_text=True, has_task=False)
+    for wrong in (Budget(kl=math.nan), Budget(kl=math.inf), Budget(loss=-1.0), Budget(loss=math.nan)):
+        with pytest.raises(UsageError, match=r"budget\.(kl|loss) (nan|inf|-1): "):
+            check_budget(wrong, has_text=True, has_task=False)
     for kl in (0.0143, 1e-9, 3.2, 0.099):
         assert kl < _above(kl) < 1.3 * kl
 
@@ -363,3 +371,63 @@ def test_the_bundled_text_serves_whoever_reads_it() -> None:
 
     assert material(ENGLISH) == (32, False)
     assert material(GOLDEN / "gqa2") == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "options", "code", "said"),
+    [
+        ("dream_english", ["recipe.linear.rules.lm_head=int9"], 4, "no format 'int9'; there are int8, int4"),
+        ("dream_english", ["recipe=int8_xnnpack", "calibration=/no/such"], 2, "calibration: /no/such cannot be read"),
+        ("gqa2", ["calibration=/no/such"], 2, "calibration: /no/such cannot be read"),
+        ("gqa2", ["budget.loss=0.1"], 2, "takes a checkpoint with a tokenizer"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_said_before_the_long_work(
+    checkpoint: str, options: list[str], code: int, said: str, pipeline: Pipeline, tmp_path: Path
+) -> None:
+    folder = GOLDEN / checkpoint if checkpoint == "gqa2" else ROOT / "assets" / checkpoint
+    found, out, err = pipeline("run", f"checkpoint={folder}", f"output={tmp_path / 'out'}", *options)
+    assert found == code, err
+    assert said in err.splitlines()[-1]
+    assert "quantize" not in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_text_that_is_short_or_not_used_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    few = tmp_path / "few.txt"
+    few.write_text("A text of eight words, and some more of them.\n")
+    loaded = load(ENGLISH)
+    with caplog.at_level(logging.WARNING):
+        assert calibration_of(loaded, load_recipe("int4_xnnpack"), str(few), CALIBRATION_TEXT) is not None
+        assert "so few may be worse than none" in caplog.text
+        _warn_unused(str(few), loaded, "int8_xnnpack")
+        assert "is not used: recipe int8_xnnpack goes by no text" in caplog.text
+
+
+def test_a_network_that_fits_nowhere_is_named_in_one_line() -> None:
+    config = replace(load(GOLDEN / "gqa2").config, hidden_size=72, num_attention_heads=4, num_key_value_heads=2)
+    with torch.device("meta"):
+        model = DreamEdge(config)
+    recipe = load_recipe("int4_xnnpack")
+    with pytest.raises(QuantizationError, match=r"q_proj is 72 wide.*; and \d+ others$"):
+        check_sizes(model, recipe.linear, None)
+
+
+def test_a_warning_is_a_line_in_each_job(pipeline: Pipeline, tmp_path: Path) -> None:
+    """Hydra silences the loggers that there are, which a second job, and a second command, would be without."""
+    few = tmp_path / "few.txt"
+    few.write_text("A text.")
+    for _ in range(2):
+        code, _, err = pipeline(
+            "run", f"checkpoint={GOLDEN / 'gqa2'}", f"calibration={few}", f"output={tmp_path / 'out'}",
+            "validation.n_prompts=1",
+        )  # fmt: skip
+        assert code == 2
+        code, _, err = pipeline(
+            "run", f"checkpoint={GOLDEN / 'gqa2'}", f"calibration={few}", f"output={tmp_path / 'out'}", "budget.kl=0.1"
+        )
+        assert code == 2
+        assert err.splitlines()[0] == (
+            f"warning: calibration: {few} is not used: {GOLDEN / 'gqa2'} has no tokenizer to read it with"
+        )

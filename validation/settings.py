@@ -102,10 +102,15 @@ def check_bounds(prefix: str, bounds: Mapping[str, float | None]) -> None:
 def check_budget(budget: Budget, has_text: bool, has_task: bool) -> None:
     """Before the long work. Raises `UsageError` for a budget that cannot be held against anything, all at once."""
     wrong = []
-    if budget.kl is not None and budget.kl <= 0:
+    if budget.kl is not None and not 0 < budget.kl < math.inf:
         wrong.append(f"budget.kl {budget.kl:g}: is the divergence that is allowed, in nats, above 0")
+    if budget.loss is not None and not 0 <= budget.loss < math.inf:
+        wrong.append(f"budget.loss {budget.loss:g}: are the nats that a token may lose, at least 0")
     if budget.loss is not None and not has_text:
-        wrong.append("budget.loss: is of the tokens of a text, and there is none: give validation.prompts=FILE")
+        wrong.append(
+            "budget.loss: is of the tokens of a text, and there is none: it takes a checkpoint with a tokenizer, and "
+            "beside a task validation.prompts=FILE"
+        )
     if budget.kl is not None and not (has_text or has_task):
         wrong.append("budget.kl: quality is not judged on random tokens: give a checkpoint with a tokenizer")
     if budget.solved is not None and not 0 <= budget.solved < 100:

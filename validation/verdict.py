@@ -32,20 +32,22 @@ def verdict_of(
         return Verdict(
             False, "right; quality was not judged: the checkpoint reads no text, so its prompts were random tokens"
         )
-    if material.texts and not knows(value["loss"] - value["loss_increase"], vocab_size):
-        return Verdict(
-            False,
-            f"right; quality was not judged: to the float32 model {material.source} is as good as noise "
-            f"({value['loss'] - value['loss_increase']:.2f} nats a token): give its own texts, validation.prompts=FILE",
-        )
     given = {name: bound for name, bound in vars(budget).items() if bound is not None}
+    noise = ""
+    if material.texts and not knows(value["loss"] - value["loss_increase"], vocab_size):
+        nats = f"{value['loss'] - value['loss_increase']:.2f} nats a token"
+        own = "give its own texts, validation.prompts=FILE"
+        noise = f"to the float32 model {material.source} is as good as noise ({nats}): {own}"
+    if noise and not given:
+        return Verdict(False, f"right; quality was not judged: {noise}")
     solved = f"solves {value['solved_percent']:.1f}% of the task" if "solved_percent" in value else ""
     lost = f"diverges by {value['kl_divergence']:.3g} nats" + (
         f" and loses {value['loss_increase']:.3g}" if "loss_increase" in value else ""
     )
     if given:
         asked = ", ".join(f"budget.{name}={bound:g}" for name, bound in given.items())
-        return Verdict(True, f"right, and within its budget ({asked}): {', '.join(filter(None, (solved, lost)))}")
+        found = ", ".join(filter(None, (solved, lost)))
+        return Verdict(True, f"right, and within its budget ({asked}): {found}{'; but ' * bool(noise)}{noise}")
     if solved:
         return Verdict(True, f"right, and {solved}, as it should: {lost}")
     next_step = f"budget.kl={_above(value['kl_divergence']):g} would judge it"

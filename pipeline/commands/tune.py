@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
@@ -95,8 +96,8 @@ def check_budget(budget: TuneBudget) -> None:
             f"{'no budget' if budget.kl is None else 'two budgets'}: give one of budget.kl=NATS and budget.bytes=N"
         )
     for name, given in (("kl", budget.kl), ("bytes", budget.bytes)):
-        if given is not None and not given > 0:
-            raise UsageError(f"budget.{name} {given:g}: must be above 0")
+        if given is not None and not 0 < given < math.inf:
+            raise UsageError(f"budget.{name} {given:g}: must be a number above 0")
 
 
 def _outputs(config: TuneConfig) -> Path:
