@@ -868,3 +868,27 @@ def test_an_index_that_forgot_a_shard(sharded: Path) -> None:
 def test_a_bad_index(sharded: Path, content: str, words: str) -> None:
     (sharded / "model.safetensors.index.json").write_text(content, encoding="utf-8")
     refused(sharded, words)
+
+
+def test_a_download_is_links_into_the_hubs_cache(folder: Path, tmp_path: Path) -> None:
+    """snapshots/REVISION holds links to ../../blobs/SHA256; transformers 5 has other words for the same config."""
+    hub = tmp_path / "models--Dream-org--Dream"
+    snapshot, blobs = hub / "snapshots" / "0123abc", hub / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    config = json.loads((folder / "config.json").read_text())
+    end = config.pop("eos_token_id")
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}
+    config |= {"dtype": config.pop("torch_dtype", None), "attention_bias": False}
+    contents = {
+        "config.json": json.dumps(config).encode(),
+        "generation_config.json": json.dumps({"eos_token_id": [end]}).encode(),
+        "model.safetensors": (folder / "model.safetensors").read_bytes(),
+    }
+    for i, (name, content) in enumerate(contents.items()):
+        (blobs / f"{i:064d}").write_bytes(content)
+        (snapshot / name).symlink_to(Path("..") / ".." / "blobs" / f"{i:064d}")
+    (found, _, found_config), (expected, _, expected_config) = load_hf_model(snapshot), load_hf_model(folder)
+    assert found_config == expected_config
+    theirs = dict(expected.named_parameters())
+    assert all(torch.equal(parameter, theirs[name]) for name, parameter in found.named_parameters())
