@@ -36,7 +36,7 @@ def artifact(sudoku: Path) -> TextArtifact:
 
 def test_a_folder_of_tasks_by_caches_and_rules(pipeline: Pipeline, sudoku: Path, tmp_path: Path) -> None:
     output, plot = tmp_path / "scores.json", tmp_path / "plot.svg"
-    asked = ("n=12", "caches=[none,dual]", 'rules=["","gamma=2"]', f"output={output}", f"plot={plot}")
+    asked = ("n=4", "caches=[none,dual]", 'rules=["","gamma=2"]', f"output={output}", f"plot={plot}")
     code, out, err = pipeline("evaluate", f"artifact={sudoku}", f"tasks={TASKS}", *asked)
     assert code == 0
     left_out = [line.split()[1] for line in err.splitlines()]
@@ -48,17 +48,15 @@ def test_a_folder_of_tasks_by_caches_and_rules(pipeline: Pipeline, sudoku: Path,
         (task, *setting) for task in ("english", "sudoku") for setting in settings
     ]
     of_sudoku = [one for one in scores if one["task"] == "sudoku"]
-    assert of_sudoku[0]["solved"] >= 0.9
+    assert of_sudoku[0]["solved"] == 1
     assert of_sudoku[2]["forward_calls"] < of_sudoku[0]["forward_calls"], "the rule was taken"
     assert all(0 <= one["low"] <= one["solved"] <= one["high"] <= 1 for one in scores)
     assert "words right" in out
     assert plot.read_text().count("<circle") >= 8
 
 
-def test_gaps_are_filled_and_judged(pipeline: Pipeline, shared: Path, tmp_path: Path) -> None:
-    made = tmp_path / "infill"
-    run = ("recipe=int8_xnnpack", f"output={made}", f"cache={shared / 'cache'}", "validation.n_prompts=8")
-    assert pipeline("run", f"checkpoint={INFILL}", *run)[0] == 0
+def test_gaps_are_filled_and_judged(pipeline: Pipeline, build: Build, tmp_path: Path) -> None:
+    made = build(INFILL.name, "int4_xnnpack")
     task = [f"task.prompts={TASKS}/numbers.jsonl", f"task.checker={TASKS}/numbers.py", "task.name=numbers"]
     output = tmp_path / "scores.json"
     code, _, err = pipeline("evaluate", f"artifact={made}", *task, "n=20", "caches=[none,dual]", f"output={output}")

@@ -97,7 +97,7 @@ def check_budget(budget: TuneBudget) -> None:
         )
     for name, given in (("kl", budget.kl), ("bytes", budget.bytes)):
         if given is not None and not 0 < given < math.inf:
-            raise UsageError(f"budget.{name} {given:g}: must be a number above 0")
+            raise UsageError(f"budget.{name} {given:g}: must be above 0")
 
 
 def _outputs(config: TuneConfig) -> Path:
