@@ -63,4 +63,5 @@ def wilson_interval(k: int, n: int) -> tuple[float, float]:
     z = 1.959964
     middle = (k + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # The share itself is inside, whatever a float's last bit says.
+    return min(k / n, max(0.0, middle - half)), max(k / n, min(1.0, middle + half))
