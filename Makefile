@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 HOST := $(shell uname -m)
 ARCH ?= $(HOST)
 
-.PHONY: run test test-lm-eval lint setup clean fullsize runner build-runner runner-check
+.PHONY: run test test-extra lint setup clean fullsize runner build-runner runner-check
 
 run: $(READY) ## build and validate the int4 program of the bundled checkpoint
 	$(VENV)/bin/python -m pipeline run recipe=int4_xnnpack overwrite=true
@@ -13,7 +13,7 @@ run: $(READY) ## build and validate the int4 program of the bundled checkpoint
 test: $(READY) ## all tests
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
-test-lm-eval: $(READY) ## of lm-evaluation-harness, whose packages nothing else takes
+test-extra: $(READY) ## what takes more packages or minutes than CI has: lm-evaluation-harness, float recipes
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev,lm-eval]"
 	$(VENV)/bin/python -m pytest -o addopts= tests/extra
 

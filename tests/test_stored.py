@@ -77,7 +77,8 @@ def test_slices_are_what_torchao_makes_of_the_whole(name: str, monkeypatch: pyte
     assert torch.equal(linear.weight.dequantize(), whole.weight.dequantize())
 
 
-@pytest.mark.parametrize("recipe", ["int8_xnnpack", "fp16_xnnpack", "fp32_xnnpack"])
+# The float recipes are tried in tests/extra.
+@pytest.mark.parametrize("recipe", ["int8_xnnpack"])
 def test_the_same_program_as_from_memory(recipe: str, tmp_path: Path) -> None:
     """Byte for byte; int4 is compared in test_export_model.py."""
     blocks, files = load_recipe(recipe), []
