@@ -19,6 +19,7 @@ from recipes.quantization import InputsByLayer, quant_of
 from recipes.stored import Weights, open_stored
 from runtime.artifact import sha256
 from validation.eager import embed, n_tokens, run_layers
+from validation.effort import layer_weights
 from validation.output_layer import normed_rows
 from validation.products import product
 from validation.progress import Report, silent
@@ -53,9 +54,7 @@ class Calibration:
 
 
 def calibration_tokens(config: DreamEdgeConfig) -> int:
-    with torch.device("meta"):
-        numbers = sum(p.numel() for p in DreamEdge(config).layers.parameters())
-    return min(TOKENS, max(WINDOW, int(OPERATIONS / (4 * numbers))))
+    return min(TOKENS, max(WINDOW, int(OPERATIONS / (4 * layer_weights(config)))))
 
 
 def rounds_by_text(recipe: Recipe) -> bool:

@@ -20,6 +20,7 @@ from pipeline import interrupt
 from pipeline.commands import COMMANDS, list_recipes
 from pipeline.config import (
     CONF,
+    ROOMS,
     as_it_stands,
     check_keys,
     explain,
@@ -37,7 +38,7 @@ FLAGS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--package", "-p", "--re
 TEXT_KEYS = {"prompt", "system", "prefix", "suffix"}
 FLAGS |= {"--shell-completion", "-sc"}
 SWEEPS = {"--multirun", "-m"}
-ROOMS = {"model", "recipes", "runtime", "validation", "evidence", "report", "serving", "pipeline"}
+HEARD = {*ROOMS, "serving"}  # whose warnings are ours
 # Flags of ours, and the key that each sets.
 OUR_FLAGS = {"inspect": {"--json": "json=true", "--device": "device=true"}, "compare": {"--json": "json=true"}}
 
@@ -177,13 +178,13 @@ def _be_heard() -> None:
         logging.root.addHandler(_Lines())
     logging.root.setLevel(logging.WARNING)
     for name, logger in logging.root.manager.loggerDict.items():
-        if isinstance(logger, logging.Logger) and name.partition(".")[0] in ROOMS:
+        if isinstance(logger, logging.Logger) and name.partition(".")[0] in HEARD:
             logger.disabled = False
 
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name.partition(".")[0] in ROOMS:  # a library's are nothing that a user can act on
+        if record.name.partition(".")[0] in HEARD:  # a library's are nothing that a user can act on
             err.print(one_line(f"{record.levelname.lower()}: {record.getMessage()}"), markup=False)
 
 

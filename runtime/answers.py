@@ -108,9 +108,8 @@ def check_counts(artifact: TextArtifact, n: int, best_of: int, options: dict[str
         raise UsageError(f"n {n}: must be from 1 to {MAX_ANSWERS}")
     if not n <= best_of <= MAX_ANSWERS:
         raise UsageError(f"best_of {best_of}: must be at least n, {n}, and at most {MAX_ANSWERS}")
-    drawn = {"temperature", "alg_temp"} | ({"alg"} if options.get("alg") == "origin" else set())
-    own = {name: options.get(name) if options.get(name) is not None else artifact.own.get(name) for name in drawn}
-    if best_of > 1 and not any(own.values()):
+    used = with_defaults(options, artifact.own)
+    if best_of > 1 and not (used["temperature"] or used["alg_temp"] or used["alg"] == "origin"):
         raise UsageError(f"{best_of} answers would be the same: give temperature=0.5 or another above 0, or alg_temp")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from runtime.options import Asked, OptionError, Options
+from runtime.options import RULES, Asked, OptionError, Options
 
 if TYPE_CHECKING:
     from runtime.generation import Run
@@ -25,8 +25,8 @@ THRESHOLD = 0.9  # `skip_threshold`: the probability from which on tokens are wr
 
 def check(options: Options, steps: int | None, prompts: list[Tensor], mask_id: int) -> None:
     """Raises `OptionError` for what does not go with it."""
-    rules = ("alpha", "relaxed_threshold", "kl_threshold", "gamma", "entropy_threshold", "suffix_window", "alg_temp")
-    given = [name for name in rules if getattr(options, name)] + (["steps"] if steps is not None else [])
+    given = [name for name in (*RULES, "suffix_window", "alg_temp") if getattr(options, name)]
+    given += ["steps"] if steps is not None else []
     given += ["alg=origin"] if options.alg == "origin" else []
     if given:
         raise OptionError(f"cache 'd2f' writes by its threshold alone: it goes without {', '.join(given)}")
@@ -42,6 +42,11 @@ def fill(run: Run, row: int, block_length: int) -> Generator[Asked, Tensor, None
     blocks = [(s, min(s + block_length, length)) for s in range(begin, length, block_length)]
     # Of the first column that is not final: the last row of what is before it.
     first_1V = yield from run.logits(row, run.lefts[row], begin, begin, torch.tensor([begin - 1]))
+
+    def share(start: int, end: int) -> float:
+        """That is written."""
+        return 1 - len(run.masked(row, start, end)) / (end - start)
+
     n_kept, n_open = 0, 1  # blocks whose keys are final, and blocks that were begun
     while len(run.masked(row, begin)):
         known = [first_1V]
@@ -49,8 +54,8 @@ def fill(run: Run, row: int, block_length: int) -> Generator[Asked, Tensor, None
             logits_TV = yield from run.logits(row, s, e, e, torch.arange(s, e))
             known[-1] = torch.cat([known[-1], logits_TV[:-1]])
             known.append(logits_TV[-1:])
-        shares = [1 - len(run.masked(row, s, e)) / (e - s) for s, e in blocks[n_kept:n_open]]
-        n_full = next((i for i, share in enumerate(shares) if share < 1), len(shares))
+        shares = [share(*block) for block in blocks[n_kept:n_open]]
+        n_full = next((i for i, written in enumerate(shares) if written < 1), len(shares))
         for i, (s, e) in enumerate(blocks[n_kept:n_open]):
             columns_M = run.masked(row, s, e)
             if len(columns_M):
@@ -59,7 +64,6 @@ def fill(run: Run, row: int, block_length: int) -> Generator[Asked, Tensor, None
         # What was full was computed with its final tokens, over the final keys of what is before it.
         first_1V = known[n_full][:1]
         n_kept += n_full
-        s, e = blocks[n_open - 1]
-        if n_open < len(blocks) and 1 - len(run.masked(row, s, e)) / (e - s) >= BLOCK_ADD_THRESHOLD:
+        if n_open < len(blocks) and share(*blocks[n_open - 1]) >= BLOCK_ADD_THRESHOLD:
             n_open += 1
         run.after_step([row])

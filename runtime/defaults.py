@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import InputError
-from runtime.options import OptionError, Options, check_whole
+from runtime.options import IN_PLACE, OptionError, Options, check_whole
 from runtime.tokenizer_files import read_object
 
 GENERATION_CONFIG = "generation_config.json"
@@ -54,7 +54,7 @@ def with_defaults(given: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     given = dict.fromkeys(OWN) | given
     chosen = {name: (OWN | own).get(name) if value is None else value for name, value in given.items()}
     # A rule says how many tokens a step writes, which the checkpoint's number of steps would limit.
-    by_rule = any(given.get(name) is not None for name in ("threshold", "gamma", "entropy_threshold"))
+    by_rule = any(given.get(name) is not None for name in ("threshold", *IN_PLACE))
     if by_rule or chosen["cache"] == "d2f":
         chosen["steps"] = given["steps"]
     return chosen | ({"cache": None} if chosen["cache"] == "none" else {})

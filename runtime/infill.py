@@ -22,6 +22,8 @@ from runtime.sample import most_confident, sample
 # (step, canvas int64 [L]): sees what a step left.
 OnCanvas = Callable[[int, Tensor], None]
 
+# Options of `generate` that a gap is drawn by, too; rules of how many tokens a step writes are not among them.
+DRAWN_BY = ("steps", "alg", "temperature", "top_p", "top_k", "alg_temp", "seed")
 MAX_MASKS = 64  # how long a middle may become, if nothing is said; DreamOn's own
 EXPANDS = 2  # so many times the longest middle may masks become two
 
@@ -200,8 +202,10 @@ def _check(options: Options, n_masks: int, max_masks: int | None, steps: int | N
     check_whole(max_masks=max_masks, steps=steps, seed=seed)
     if options.alg == "origin":
         raise OptionError("alg 'origin' follows a schedule, and a gap of unknown length has none: give another")
-    if options.cache == "dual":
-        raise OptionError("cache 'dual' is of blocks, and a gap of unknown length has none: there is prefix, and None")
+    if options.cache not in (None, "prefix"):
+        raise OptionError(
+            f"cache {options.cache!r} is of blocks, and a gap of unknown length has none: there is prefix, and None"
+        )
     if n_masks < 1:
         raise OptionError(f"n_masks {n_masks}: a gap starts with at least 1")
     if max_masks is not None and max_masks < n_masks:

@@ -37,6 +37,7 @@ CACHES = ("prefix", "dual", "d2f")
 
 # Which positions a step writes, besides the plain threshold: whether the rule goes with one.
 RULES = {"alpha": True, "relaxed_threshold": True, "kl_threshold": True, "gamma": False, "entropy_threshold": False}
+IN_PLACE = {name for name, goes_with_one in RULES.items() if not goes_with_one}  # of a threshold
 
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -95,7 +96,7 @@ class Options:
     @property
     def goes_by_certainty(self) -> bool:
         """How many tokens a step writes follows from how sure the network is, not from a schedule."""
-        return any(one is not None for one in (self.threshold, self.gamma, self.entropy_threshold))
+        return any(getattr(self, name) is not None for name in ("threshold", *IN_PLACE))
 
     @property
     def writes_at_once(self) -> bool:

@@ -60,8 +60,10 @@ class _Desk:
     def __init__(self, served: Served, turns: Turns, seconds: float) -> None:
         self.served, self.turns, self.seconds = served, turns, seconds
         self.since = int(time.time())
+        self.shown = self._page()
 
-    async def page(self, _: HttpRequest) -> Response:
+    def _page(self) -> HTMLResponse:
+        """The same for everybody."""
         has_chat = chat_template(self.served.artifact.folder) is not None
         text = PAGE.read_text(encoding="utf-8")
         text = text.replace("MODEL", html.escape(self.served.name)).replace("HAS_CHAT", json.dumps(has_chat))
@@ -70,6 +72,9 @@ class _Desk:
         allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
         policy = f"default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src {allowed}"
         return HTMLResponse(text, headers={"Content-Security-Policy": policy})
+
+    async def page(self, _: HttpRequest) -> Response:
+        return self.shown
 
     async def health(self, _: HttpRequest) -> Response:
         return JSONResponse({"status": "ok", "waiting": self.turns.n_waiting})

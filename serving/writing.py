@@ -11,6 +11,7 @@ from torch import Tensor
 from runtime.answers import Answer, answer, best_answers, prompt_of
 from runtime.canvas import runs
 from runtime.conversation import Message
+from runtime.options import IN_PLACE
 from runtime.text import TextArtifact, cut_at
 from runtime.tokenizer import decode, encode
 from serving.requests import Request, RequestError
@@ -97,7 +98,7 @@ def _asked(served: Served, request: Request, n_prompt: int) -> int:
 def _answers(served: Served, request: Request, ids: list[int], asked: int, index: int, job: Job) -> Iterator[Answer]:
     given = {name: value for name, value in request.options.items() if value is not None}
     own = dict(served.options)
-    if {"gamma", "entropy_threshold"} & given.keys():  # a rule in place of the server's
+    if IN_PLACE & given.keys():  # a rule in place of the server's
         own.pop("threshold", None)
     options = own | given | {"stop_at_eos": True, "logprobs": request.logprobs}
     if request.best_of is not None:

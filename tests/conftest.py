@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from pipeline.__main__ import main
 from runtime.limits import alone_in_a_copy
 from runtime.memory import collect_seldom
-from tests.checkpoints import GOLDEN, ROOT, Build, arguments
+from tests.checkpoints import BUNDLED, GOLDEN, ROOT, Build, arguments
 
 os.register_at_fork(after_in_child=alone_in_a_copy)
 
@@ -68,6 +68,12 @@ def build(shared: Path) -> Build:
         return output
 
     return make
+
+
+@pytest.fixture(scope="session")
+def sudoku(build: Build) -> Path:
+    """The main job's artifact."""
+    return build(BUNDLED.name, "int4_xnnpack")
 
 
 @pytest.fixture(scope="session")

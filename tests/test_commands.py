@@ -23,11 +23,6 @@ Pipeline = Callable[..., tuple[int, str, str]]
 PUZZLE, SOLVED = "1003\n0300\n3210\n4132", "1423\n2341\n3214\n4132\n"
 
 
-@pytest.fixture
-def sudoku(build: Build) -> Path:
-    return build("dream_sudoku", "int4_xnnpack")
-
-
 def test_a_prompt_is_answered(pipeline: Pipeline, sudoku: Path) -> None:
     for options in ([], ["threshold=0.9"], ["cache=prefix"], ["cache=dual", "steps=10"]):
         code, out, err = pipeline("generate", f"artifact={sudoku}", f"prompt={PUZZLE}", *options)

@@ -25,11 +25,6 @@ TASKS = ROOT / "assets" / "tasks"
 
 
 @pytest.fixture(scope="module")
-def sudoku(build: Build) -> Path:
-    return build("dream_sudoku", "int4_xnnpack")
-
-
-@pytest.fixture(scope="module")
 def artifact(sudoku: Path) -> TextArtifact:
     return open_text_artifact(sudoku)
 

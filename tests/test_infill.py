@@ -362,6 +362,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"alg": "origin"}, "origin"),
     ({"alg": "entropie"}, "there are"),
     ({"cache": "dual"}, "cache 'dual' is of blocks"),
+    ({"cache": "d2f"}, "cache 'd2f' is of blocks"),
     ({"temperature": -1.0}, "temperature -1.0"),
     ({"top_p": 0.0}, "top_p 0.0"),
     ({"seed": "x"}, "seed 'x'"),

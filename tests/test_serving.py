@@ -32,7 +32,7 @@ from serving.requests import Request, RequestError, read
 from serving.turns import GoneError, Job, Turns
 from serving.writing import Done, Ended, Piece, Served
 from tests.browser import chromium
-from tests.checkpoints import ROOT, Build
+from tests.checkpoints import ROOT
 
 PUZZLE = "1003\n0300\n3210\n4132"
 SOLVED = "1423\n2341\n3214\n4132"
@@ -56,11 +56,6 @@ def served(artifact: Path, *options: str) -> Iterator[tuple[str, subprocess.Pope
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
         process.stderr.close()
-
-
-@pytest.fixture(scope="module")
-def sudoku(build: Build) -> Path:
-    return build("dream_sudoku", "int4_xnnpack")
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,13 @@ LARGE = 1.5e9  # weights, above which a minute of eager is but a few hundred tok
 
 
 def effort_for(config: DreamEdgeConfig) -> Effort:
-    with torch.device("meta"):
-        in_layer = sum(p.numel() for p in DecoderLayer(config).parameters())
-    if config.num_hidden_layers * in_layer <= LARGE:
+    if layer_weights(config) <= LARGE:
         return Effort(text=96, plain=10**6, greedy=8, candidates=48)
     # Wide layers have a tie in nearly all calls: more candidates find none.
     return Effort(text=48, plain=16, greedy=2, candidates=12)
+
+
+def layer_weights(config: DreamEdgeConfig) -> int:
+    """Of all layers, without embedding and output layer."""
+    with torch.device("meta"):
+        return config.num_hidden_layers * sum(p.numel() for p in DecoderLayer(config).parameters())

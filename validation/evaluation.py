@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,15 @@ import torch
 from torch import Tensor
 
 from runtime.errors import UsageError
+from runtime.infill import DRAWN_BY
 from runtime.limits import LimitError, limited
-from runtime.options import OptionError
 from runtime.text import TextArtifact, fill_in, write
 from runtime.tokenizer import decode, encode
 from validation.settings import EvaluatedTask
-from validation.tasks import load_checker, wilson_interval
+from validation.tasks import Checker, load_checker, read_gaps, wilson_interval
 from validation.texts import SHORTEST, hidden_of, read_texts
 
 CHECK_BYTES = 2**28  # that a checker in a process of its own may take
-# Options that a gap of unknown length is filled by; caches and rules are not among them.
-OF_A_GAP = ("temperature", "top_p", "top_k", "alg_temp", "alg", "seed", "steps")
 
 
 @dataclass(frozen=True)
@@ -43,57 +40,31 @@ class Outcome:
     tokens: int = 0
 
 
-Solve = Callable[[TextArtifact, dict[str, Any]], Outcome]
+Item = partial[Outcome]  # of (artifact, options of `runtime.generate`)
 
 
-def items_of(task: EvaluatedTask, artifact: TextArtifact, n: int) -> list[Solve]:
+def items_of(task: EvaluatedTask, artifact: TextArtifact, n: int) -> list[Item]:
     """At most n. Raises `UsageError` for a task that is none, and for files that are wrong."""
     if task.texts is not None:
-        return list(_texts(task, artifact, n))
+        return _texts(task, artifact, n)
     if task.prompts is None or task.checker is None:
         raise UsageError(f"task {task.name!r} has no prompts or no checker: nothing to solve")
-    check, lines = load_checker(Path(task.checker)), _lines(Path(task.prompts))[:n]
-
-    def item(prompt: str, suffix: str | None) -> Solve:
-        def solve(artifact: TextArtifact, options: dict[str, Any]) -> Outcome:
-            solved = _solve if suffix is None else _fill
-            return solved(artifact, options, task, check, prompt, suffix or "")
-
-        return solve
-
-    return [item(*line) for line in lines]
+    check, lines = load_checker(Path(task.checker)), read_gaps(Path(task.prompts))[:n]
+    return [
+        partial(_solve, task=task, check=check, prompt=prompt)
+        if suffix is None
+        else partial(_fill, task=task, check=check, prompt=prompt, suffix=suffix)
+        for prompt, suffix in lines
+    ]
 
 
-def has_gaps(task: EvaluatedTask) -> bool:
-    """Whether all prompts have a suffix. Raises `UsageError`."""
-    return task.prompts is not None and all(suffix is not None for _, suffix in _lines(Path(task.prompts)))
-
-
-def _lines(file: Path) -> list[tuple[str, str | None]]:
-    """(prompt, suffix) of each. Raises `UsageError` that names the line."""
-    try:
-        content = file.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"task.prompts: {file} cannot be read: {error}") from error
-    found = []
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            prompt, suffix = entry["prompt"], entry.get("suffix")
-            if not isinstance(prompt, str) or not isinstance(suffix, str | None):
-                raise TypeError
-            found.append((prompt, suffix))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UsageError(f'{file}, line {number}: expected a JSON object with a text as "prompt"') from error
-    if not found:
-        raise UsageError(f"task.prompts: {file} holds no prompt")
-    return found
+def are_gaps(items: list[Item]) -> bool:
+    """Whether all of them are gaps of unknown length."""
+    return all(item.func is _fill for item in items)
 
 
 def _solve(
-    artifact: TextArtifact, options: dict[str, Any], task: EvaluatedTask, check: Any, prompt: str, _: str
+    artifact: TextArtifact, options: dict[str, Any], task: EvaluatedTask, check: Checker, prompt: str
 ) -> Outcome:
     written = write(artifact, encode(artifact.tokenizer, prompt), task.new_tokens, options)
     answer = decode(artifact.tokenizer, written.answers[0].tolist())
@@ -103,16 +74,16 @@ def _solve(
 
 
 def _fill(
-    artifact: TextArtifact, options: dict[str, Any], task: EvaluatedTask, check: Any, prompt: str, suffix: str
+    artifact: TextArtifact, options: dict[str, Any], task: EvaluatedTask, check: Checker, prompt: str, suffix: str
 ) -> Outcome:
     """A gap of unknown length, as DreamOn fills it; of the options those that are given and of a gap."""
-    given = {name: options[name] for name in OF_A_GAP if options.get(name) is not None}
+    given = {name: options[name] for name in DRAWN_BY if options.get(name) is not None}
     filled = fill_in(artifact, prompt, suffix, {"seed": 0} | given)
     is_right = _checked(task, check, prompt, decode(artifact.tokenizer, filled.tokens.tolist()), suffix)
     return Outcome(int(is_right), 1, len(filled.history) - 1, filled.forward_calls, filled.positions, filled.seconds)
 
 
-def _checked(task: EvaluatedTask, check: Any, *asked: str) -> bool:
+def _checked(task: EvaluatedTask, check: Checker, *asked: str) -> bool:
     """A check that runs too long, or takes too much, says that the answer is wrong: it may be the answer that ran."""
     if task.limit is None:
         return bool(check(*asked))
@@ -122,7 +93,7 @@ def _checked(task: EvaluatedTask, check: Any, *asked: str) -> bool:
         return False
 
 
-def _texts(task: EvaluatedTask, artifact: TextArtifact, n: int) -> Iterator[Solve]:
+def _texts(task: EvaluatedTask, artifact: TextArtifact, n: int) -> list[Item]:
     """Raises `UsageError`."""
     if not 0 < task.hidden < 1:
         raise UsageError(
@@ -137,20 +108,11 @@ def _texts(task: EvaluatedTask, artifact: TextArtifact, n: int) -> Iterator[Solv
             usable.append((torch.tensor(encoding.ids[:longest]), _words_of(text, encoding.offsets[:longest])))
     if not usable:
         raise UsageError(f"task.texts: {file} has no text of {SHORTEST} tokens or more")
-    generator = torch.Generator().manual_seed(0)
+    generator, items = torch.Generator().manual_seed(0), []
     for i, (tokens_T, words) in enumerate(usable[:n]):
         hidden_T = hidden_of(len(tokens_T), task.hidden, 2 * (i % 2), generator)  # anywhere, or in the middle
-
-        def solve(
-            artifact: TextArtifact,
-            options: dict[str, Any],
-            tokens_T: Tensor = tokens_T,
-            hidden_T: Tensor = hidden_T,
-            words: list[int] = words,
-        ) -> Outcome:
-            return _infill(artifact, options, tokens_T, hidden_T, words)
-
-        yield solve
+        items.append(partial(_infill, tokens_T=tokens_T, hidden_T=hidden_T, words=words))
+    return items
 
 
 def _words_of(text: str, offsets: list[tuple[int, int]]) -> list[int]:
@@ -169,10 +131,7 @@ def _infill(
         logits_KV = program.start()(given_T, 0, len(given_T), rows_K)[0].double()
         true_K = tokens_T[rows_K + 1]
         nats -= float(logits_KV.log_softmax(-1).gather(1, true_K[:, None]).sum())
-    try:
-        written = write(artifact, given_T.tolist(), 0, options | {"stop_at_eos": False})
-    except OptionError as error:
-        raise UsageError(str(error)) from error
+    written = write(artifact, given_T.tolist(), 0, options | {"stop_at_eos": False})
     wrong = {words[at] for at in (written.tokens[0] != tokens_T).nonzero()[:, 0].tolist()}
     asked = {words[at] for at in at_M.tolist()}
     cost = (written.forward_calls, written.positions, written.seconds)

@@ -38,24 +38,30 @@ def load_checker(file: Path) -> Checker:
 
 def read_prompts(file: Path) -> list[str]:
     """Raises `UsageError` that names the line."""
+    return [prompt for prompt, _ in read_gaps(file)]
+
+
+def read_gaps(file: Path) -> list[tuple[str, str | None]]:
+    """(prompt, what stands behind the answer, if that is given) of each line. Raises `UsageError` that names it."""
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise UsageError(f"task.prompts: {file} cannot be read: {error}") from error
-    prompts = []
+    found = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            prompt = json.loads(line)["prompt"]
-            if not isinstance(prompt, str):
+            entry = json.loads(line)
+            prompt, suffix = entry["prompt"], entry.get("suffix")
+            if not isinstance(prompt, str) or not isinstance(suffix, str | None):
                 raise TypeError
-            prompts.append(prompt)
+            found.append((prompt, suffix))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UsageError(f'{file}, line {number}: expected a JSON object with a text as "prompt"') from error
-    if not any(prompts):
+    if not any(prompt for prompt, _ in found):
         raise UsageError(f"task.prompts: {file} holds no prompt")
-    return prompts
+    return found
 
 
 def wilson_interval(k: int, n: int) -> tuple[float, float]:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipeline.console import warn_out_of_bounds
 from pipeline.decoding import decoding_options
+from pipeline.opening import opened
 from pipeline.schema import ChatConfig
 from pipeline.view import View
 from report.files import check_output, write_text
-from runtime.answers import answer, prompt_of, said_of_own, typed
+from runtime.answers import EMPTY, answer, prompt_of, typed
 from runtime.conversation import Conversation
 from runtime.errors import UsageError
-from runtime.text import TextArtifact, open_text_artifact
+from runtime.text import TextArtifact
 
 HELP = "/undo forgets the last turn, /clear all of them, /save FILE keeps the chat, /quit (or Ctrl-D) ends"
 MOST_NEW = 256  # tokens of an answer, where nobody says
@@ -26,12 +26,8 @@ def chat(config: ChatConfig, err: Console) -> None:
     """Lines of stdin are messages; answers go to stdout, all else to stderr. Raises `PipelineError`."""
     if config.save is not None:
         check_output(Path(config.save))
-    artifact = open_text_artifact(Path(config.artifact), config.packed_cache, config.threads)
-    warn_out_of_bounds(err, artifact.folder, artifact.manifest)
+    artifact = opened(config, err)
     prompt_of(artifact, "", chat=True)  # has it a template?
-    options = decoding_options(config, config.cache)
-    if said := said_of_own(artifact, options):
-        err.print(said, style="dim", markup=False)
     n_new = min(MOST_NEW, artifact.program.max_seq_len // 2) if config.max_new_tokens is None else config.max_new_tokens
     talk = _Talk(config, err, artifact, Conversation(artifact, n_new, config.system))
     if err.is_terminal:
@@ -98,9 +94,7 @@ class _Talk:
         sys.stdout.write(given.text.strip() + "\n")
         sys.stdout.flush()
         if not given.text.strip():
-            self._note(
-                "the answer is empty, its first token was an end: min_new_tokens=16 or eos_penalty=3 ask for more"
-            )
+            self._note(EMPTY)
         if self.config.save is not None:
             write_text(Path(self.config.save), self.before + self._saved())
 

@@ -24,8 +24,10 @@ from report.plots import evaluation_plot
 from report.terminal import show, table
 from runtime.artifact import ArtifactError, load_manifest
 from runtime.errors import BadArtifactError, UsageError
+from runtime.infill import DRAWN_BY
+from runtime.options import IN_PLACE
 from runtime.text import TextArtifact, open_text_artifact
-from validation.evaluation import OF_A_GAP, Outcome, Score, Solve, has_gaps, items_of, score
+from validation.evaluation import Item, Outcome, Score, are_gaps, items_of, score
 from validation.settings import EvaluatedTask
 
 MADE = ("prompts", "checker", "texts")  # keys of a task that are files, beside it
@@ -50,14 +52,14 @@ def evaluate(config: EvaluateConfig, console: Console, err: Console) -> None:
     settings = [(cache, rule, with_rule(rule)) for rule in config.rules for cache in config.caches]
     artifact = open_text_artifact(Path(config.artifact), threads=config.threads)
     warn_out_of_bounds(err, artifact.folder, artifact.manifest)
-    work = list(_work(config, artifact, tasks, err))
+    work = _work(config, artifact, tasks, err)
     scores: list[Score] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(
         *columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal
     ) as progress:
         for task, items in work:
-            for cache, rule, chosen in _settings_of(task, settings, err):
+            for cache, rule, chosen in _settings_of(task, items, settings, err):
                 said = f"{task.name}, cache {cache.value}{rule and f', {rule}'}"
                 bar, outcomes = progress.add_task(escape(said), total=len(items)), list[Outcome]()
                 options = _options(config, task, chosen, cache)
@@ -151,18 +153,18 @@ def _options(config: EvaluateConfig, task: EvaluatedTask, chosen: dict[str, Any]
     own = {f.name: getattr(config, f.name) for f in fields(DecodingConfig)}
     if config.tasks is not None:
         own["threshold"] = task.threshold
-    if {"gamma", "entropy_threshold"} & chosen.keys():
+    if IN_PLACE & chosen.keys():
         own["threshold"] = None
     return decoding_options(DecodingConfig(**(own | chosen)), cache)
 
 
 def _settings_of(
-    task: EvaluatedTask, settings: list[tuple[Cache, str, dict[str, Any]]], err: Console
+    task: EvaluatedTask, items: list[Item], settings: list[tuple[Cache, str, dict[str, Any]]], err: Console
 ) -> list[tuple[Cache, str, dict[str, Any]]]:
     """Those that make a difference to this task; the others are told."""
-    if not has_gaps(task):
+    if not are_gaps(items):
         return settings
-    kept = [one for one in settings if one[0] is Cache.none and one[2].keys() <= set(OF_A_GAP)]
+    kept = [one for one in settings if one[0] is Cache.none and one[2].keys() <= set(DRAWN_BY)]
     others = [f"cache {one[0].value}{one[1] and f', {one[1]}'}" for one in settings if one not in kept]
     if others:
         err.print(f"note: {task.name}: a gap is filled without {'; '.join(others)}", markup=False)
@@ -171,7 +173,7 @@ def _settings_of(
 
 def _work(
     config: EvaluateConfig, artifact: TextArtifact, tasks: list[EvaluatedTask], err: Console
-) -> list[tuple[EvaluatedTask, list[Solve]]]:
+) -> list[tuple[EvaluatedTask, list[Item]]]:
     """The tasks that this artifact can do; of a folder the others are told. Raises `UsageError` where none is left."""
     if config.tasks is None:
         n_new = config.task.new_tokens if config.max_new_tokens is None else config.max_new_tokens

@@ -13,18 +13,18 @@ from typing import Any, TextIO
 from rich.console import Console
 
 from pipeline.config import nearest
-from pipeline.console import warn_out_of_bounds
 from pipeline.decoding import DecodingConfig, decoding_options
+from pipeline.opening import opened
 from pipeline.schema import GenerateConfig
 from pipeline.streams import shows_all
 from pipeline.view import View
 from report.terminal import mib
-from runtime.answers import EMPTY, Answer, answer, best_answers, prompt_of, said_of_own, typed
+from runtime.answers import EMPTY, Answer, answer, best_answers, prompt_of, typed
 from runtime.errors import UsageError
 from runtime.generation import Generation
 from runtime.infill import Infilled
 from runtime.memory import peak_rss
-from runtime.text import TextArtifact, open_text_artifact
+from runtime.text import TextArtifact
 from runtime.tokenizer import encode
 
 LINE_KEYS = ["prompt", "messages"]
@@ -35,7 +35,7 @@ def answer_prompt(config: GenerateConfig, err: Console) -> None:
 
     Raises `PipelineError`.
     """
-    artifact = _opened(config, err)
+    artifact = opened(config, err)
     prompt = config.prompt if config.prompt is not None else _stdin().read()
     view = View(artifact, err)
     try:
@@ -58,7 +58,7 @@ def answer_lines(config: GenerateConfig, err: Console) -> None:
     """
     if config.prompt is not None:
         raise UsageError("prompt and prompts: give one of them")
-    artifact = _opened(config, err)
+    artifact = opened(config, err)
     name = "stdin" if config.prompts == "-" else str(config.prompts)
     n = n_failed = 0
     for number, line in _lines(str(config.prompts)):
@@ -95,14 +95,6 @@ def _entry(one: Answer) -> dict[str, Any]:
     took = {name: getattr(one.generation, name) for name in ("forward_calls", "positions", "seconds")}
     entry = {"answer": one.text, "new_tokens": len(one.generation.answers[0])} | took
     return entry if one.generation.logprobs is None else entry | {"seed": one.seed, "likelihood": one.likelihood}
-
-
-def _opened(config: GenerateConfig, err: Console) -> TextArtifact:
-    artifact = open_text_artifact(Path(config.artifact), config.packed_cache, config.threads)
-    warn_out_of_bounds(err, artifact.folder, artifact.manifest)
-    if said := said_of_own(artifact, decoding_options(config, config.cache)):
-        err.print(said, style="dim", markup=False)
-    return artifact
 
 
 def _if_empty(answer: Answer) -> str:

@@ -15,12 +15,12 @@ from pipeline.decoding import Cache
 from pipeline.schema import GenerateConfig
 from pipeline.view import View
 from runtime.errors import UsageError
+from runtime.infill import DRAWN_BY
 from runtime.text import fill_in, open_text_artifact
 from runtime.tokenizer import decode
 
 GAP_KEYS = ("prefix", "suffix", "masks", "max_masks")
-WRITING_KEYS = ("steps", "alg", "temperature", "top_p", "top_k", "alg_temp", "seed", "cache")
-KEYS = {*GAP_KEYS, *WRITING_KEYS, "artifact", "packed_cache", "threads"}
+KEYS = {*GAP_KEYS, *DRAWN_BY, "cache", "artifact", "packed_cache", "threads"}
 
 
 def is_gap(config: GenerateConfig) -> bool:
@@ -59,8 +59,7 @@ def fill_gap(config: GenerateConfig, err: Console) -> None:
 
 def _options(config: GenerateConfig) -> dict[str, Any]:
     """For `runtime.infill`, whose own are DreamOn's."""
-    names = ("max_masks", "steps", "temperature", "top_p", "top_k", "alg_temp", "seed")
-    options = {"n_masks": config.masks} | {name: getattr(config, name) for name in names}
+    options = {"n_masks": config.masks} | {name: getattr(config, name) for name in ("max_masks", *DRAWN_BY)}
     options["alg"] = None if config.alg is None else config.alg.value
     options["cache"] = None if config.cache in (None, Cache.none) else config.cache.value
     return {name: value for name, value in options.items() if value is not None}

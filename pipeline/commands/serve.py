@@ -6,17 +6,14 @@ import ipaddress
 import signal
 import socket
 from importlib.util import find_spec
-from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 
-from pipeline.console import warn_out_of_bounds
 from pipeline.decoding import decoding_options
+from pipeline.opening import opened
 from pipeline.schema import ServeConfig
-from runtime.answers import said_of_own
 from runtime.errors import UsageError
-from runtime.text import open_text_artifact
 
 NEEDED = ("starlette", "uvicorn")
 BESIDE = 64  # connections, beside those that wait: who asks for the page, or whether the server is well
@@ -66,11 +63,8 @@ def _serve(config: ServeConfig, listening: socket.socket, err: Console) -> None:
     from serving.turns import Turns
     from serving.writing import Served
 
-    artifact = open_text_artifact(Path(config.artifact), config.packed_cache, config.threads)
-    warn_out_of_bounds(err, artifact.folder, artifact.manifest)
+    artifact = opened(config, err)
     options = {k: v for k, v in decoding_options(config, config.cache).items() if v is not None and k != "stop_at_eos"}
-    if said := said_of_own(artifact, options):
-        err.print(said, style="dim", markup=False)
     held = artifact.program.max_seq_len
     most = held if config.max_new_tokens is None else config.max_new_tokens
     served, turns = Served(artifact.folder.resolve().name, artifact, options, most), Turns(config.max_queue)

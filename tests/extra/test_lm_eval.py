@@ -14,15 +14,9 @@ import torch
 from pipeline.commands import evaluate as command
 from pipeline.lm_harness import ProgramLM
 from runtime.text import TextArtifact, open_text_artifact
-from tests.checkpoints import Build
 
 Pipeline = Callable[..., tuple[int, str, str]]
 PUZZLES = {"1003\n0300\n3210\n4132": "1423\n2341\n3214\n4132", "2401\n3104\n4213\n1302": "2431\n3124\n4213\n1342"}
-
-
-@pytest.fixture(scope="module")
-def sudoku(build: Build) -> Path:
-    return build("dream_sudoku", "int4_xnnpack")
 
 
 @pytest.fixture(scope="module")
