@@ -46,7 +46,7 @@ eval "$(dreamedge --shell-completion install=bash)" completes its commands, keys
 
 exit codes: 0 done, 1 internal error, 2 wrong command, key or value, 3 unusable checkpoint, 4 recipe cannot be
 applied, 5 a figure is out of bounds, 6 damaged artifact or program, 7 output cannot be written, 8 too little memory
-or disk, 130 interrupted
+or disk, 9 a job of a sweep was killed, 130 interrupted
 """
 
 

@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline import interrupt
 from pipeline.commands import COMMANDS, list_recipes
 from pipeline.config import (
     CONF,
-    ROOMS,
     as_it_stands,
     check_keys,
     explain,
     names_of_keys,
+    quoted,
     register,
     with_recipe_files,
     with_task,
 )
-from pipeline.console import err
-from runtime.errors import INTERNAL_ERROR, INTERRUPTED, PipelineError, UsageError, one_line
+from pipeline.outcome import be_heard, fail, outcome, quiet
+from runtime.errors import INTERRUPTED, PipelineError, UsageError
 
 # Hydra's flags that make sense here; its others change which files are the configuration.
 FLAGS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--package", "-p", "--resolve", "--multirun", "-m"}
@@ -38,7 +35,6 @@ FLAGS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--package", "-p", "--re
 TEXT_KEYS = {"prompt", "system", "prefix", "suffix"}
 FLAGS |= {"--shell-completion", "-sc"}
 SWEEPS = {"--multirun", "-m"}
-HEARD = {*ROOMS, "serving"}  # whose warnings are ours
 # Flags of ours, and the key that each sets.
 OUR_FLAGS = {"inspect": {"--json": "json=true", "--device": "device=true"}, "compare": {"--json": "json=true"}}
 
@@ -59,9 +55,9 @@ def dispatch(command: str, arguments: list[str]) -> int:
             raise UsageError(f"no command {command!r}{hint} (see python -m pipeline --help)")
         return _under_hydra(command, arguments, task)
     except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED)
+        return fail("interrupted", INTERRUPTED)
     except PipelineError as error:
-        return _fail(str(error), error.exit_code)
+        return fail(str(error), error.exit_code)
 
 
 def _under_hydra(
@@ -89,18 +85,25 @@ def _under_hydra(
     sys.argv = [program, *arguments]
     codes: list[int] = []
 
+    def typed(config: DictConfig) -> Any:
+        check_keys(config, command)
+        return replace(_typed(config, command), **texts)
+
     def job(config: DictConfig) -> None:
-        _be_heard()
+        be_heard()
+        code, _ = outcome(lambda: task(typed(config)))
+        codes.append(code)
 
-        def work() -> None:
-            check_keys(config, command)
-            task(replace(_typed(config, command), **texts))
-
-        codes.append(exit_code(work))
+    def start(job: Callable[[DictConfig], Any]) -> None:
+        hydra.main(config_path=str(CONF), config_name=command, version_base="1.3")(job)()
 
     try:
         with quiet():
-            hydra.main(config_path=str(CONF), config_name=command, version_base="1.3")(job)()
+            if is_sweep and command == "run":
+                return _sweep(arguments, typed, task, start)
+            if is_sweep and any(argument.startswith("hydra/launcher=") for argument in arguments):
+                raise UsageError(f"{command} does its jobs one after another: hydra/launcher is of run alone")
+            start(job)
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 2
     except PipelineError:
@@ -109,6 +112,27 @@ def _under_hydra(
         # Outside the job there is only Hydra, reading what the user wrote.
         raise UsageError(_in_no_group(error, arguments) or explain(error, command)) from error
     return next((code for code in codes if code), 0)
+
+
+def _sweep(
+    arguments: list[str],
+    typed: Callable[[DictConfig], Any],
+    task: Callable[[Any], None],
+    start: Callable[[Callable[[DictConfig], Any]], None],
+) -> int:
+    """Jobs may be run by other processes, on other machines: what they need goes with them."""
+    from pipeline.job import run_job
+    from pipeline.sweep import begin, launch
+
+    sweep = begin(arguments)
+    sys.argv.append(f"hydra.sweep.dir={quoted(str(sweep.folder))}")  # wherever a job's process was started
+
+    def job(config: DictConfig) -> list[float] | None:
+        hydras = HydraConfig.get()
+        asked = (sweep, int(hydras.job.num), list(hydras.overrides.task), task)
+        return run_job(lambda: typed(config), str(config.output), *asked)
+
+    return launch(sweep, lambda: start(job))
 
 
 # Groups that a recipe may do without.
@@ -122,17 +146,6 @@ def _in_no_group(error: Exception, arguments: list[str]) -> str:
     if not keys or not str(error).startswith("Unexpected type for root"):
         return ""
     return f"{', '.join(keys)}: there is nothing to set it in, for its group is null in this recipe"
-
-
-def exit_code(work: Callable[[], None]) -> int:
-    """0, or what is documented for the error, which is said in one line."""
-    try:
-        work()
-    except Exception as error:  # the last resort: a line, not a traceback
-        if interrupt.seen.is_set():
-            raise KeyboardInterrupt from error
-        return _fail(str(error), error.exit_code) if isinstance(error, PipelineError) else _internal(error)
-    return 0
 
 
 def _typed(config: DictConfig, command: str) -> Any:
@@ -156,48 +169,3 @@ def _complete(arguments: list[str]) -> int:
     command = words[1] if len(words) > 1 and words[1] in COMMANDS else "run"
     os.environ["COMP_LINE"] = " ".join([*words[:1], *words[2:]]) + " " * line.endswith(" ")
     return _under_hydra(command, arguments, COMMANDS[command], program="dreamedge")
-
-
-def _fail(message: str, exit_code: int) -> int:
-    err.print(f"error: {one_line(message)}", markup=False)
-    return exit_code
-
-
-def _internal(error: Exception) -> int:
-    if os.environ.get("DREAMEDGE_TRACEBACK"):
-        raise error
-    return _fail(
-        f"internal error: {type(error).__name__}: {error} (please report it; DREAMEDGE_TRACEBACK=1 shows where)",
-        INTERNAL_ERROR,
-    )
-
-
-def _be_heard() -> None:
-    """Our warnings are lines as all others. At each job Hydra removes handlers, silences loggers, raises the level."""
-    if not any(isinstance(handler, _Lines) for handler in logging.root.handlers):
-        logging.root.addHandler(_Lines())
-    logging.root.setLevel(logging.WARNING)
-    for name, logger in logging.root.manager.loggerDict.items():
-        if isinstance(logger, logging.Logger) and name.partition(".")[0] in HEARD:
-            logger.disabled = False
-
-
-class _Lines(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.name.partition(".")[0] in HEARD:  # a library's are nothing that a user can act on
-            err.print(one_line(f"{record.levelname.lower()}: {record.getMessage()}"), markup=False)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Torch, torchao and executorch warn about each other and about absent GPUs: nothing that a user can act on."""
-    _be_heard()
-    for name in ("torchao", "torch.utils._pytree", "executorch"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.disable(logging.INFO)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)

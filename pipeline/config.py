@@ -55,17 +55,19 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 
 
 def register() -> None:
-    """Make the schema and the resolvers known to Hydra. Raises `UsageError` where there is no configuration."""
+    """Make the schema known to Hydra. Raises `UsageError` where there is no configuration."""
     names_of("recipe")
     for command, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"{command}_schema", node=schema)
-    # A path of DreamEdge's own, wherever the command is run.
-    OmegaConf.register_new_resolver("root", lambda path: str(HOME / path), replace=True)
-    OmegaConf.register_new_resolver("tmp", tempfile.gettempdir, replace=True)
-    OmegaConf.register_new_resolver(
-        "dashed", lambda path: f"-{Path(path).resolve().name}" if path else "", replace=True
-    )
-    OmegaConf.register_new_resolver("basename", lambda path: Path(path).resolve().name, replace=True)
+
+
+# At the import, for a job's process reads its configuration before it calls anything of ours.
+# A path of DreamEdge's own, wherever the command is run.
+OmegaConf.register_new_resolver("root", lambda path: str(HOME / path), replace=True)
+OmegaConf.register_new_resolver("tmp", tempfile.gettempdir, replace=True)
+OmegaConf.register_new_resolver("dashed", lambda path: f"-{Path(path).resolve().name}" if path else "", replace=True)
+OmegaConf.register_new_resolver("length", lambda length: "" if length is None else f"-{length}", replace=True)
+OmegaConf.register_new_resolver("basename", lambda path: Path(path).resolve().name, replace=True)
 
 
 def source_files() -> dict[str, Path]:
@@ -107,18 +109,18 @@ def as_it_stands(argument: str, command: str, is_sweep: bool) -> str:
     if not is_given or hint not in (str, str | None) or (value == "null" and hint is not str):
         return argument
     if key.lstrip("+").rpartition(".")[2] in TEXTS:
-        return f"{key}={_quoted(value)}"
+        return f"{key}={quoted(value)}"
     paths = _paths(value) if is_sweep else [value]
     if not all(paths):
         raise UsageError(f"{key} is empty: a path is expected")
-    return f"{key}={','.join(_quoted(os.path.expanduser(path)) for path in paths)}"  # noqa: PTH111 (~x may be no user)
+    return f"{key}={','.join(quoted(os.path.expanduser(path)) for path in paths)}"  # noqa: PTH111 (~x may be no user)
 
 
 def _paths(swept: str) -> list[str]:
     return [path.replace("\\,", ",") for path in re.split(r"(?<!\\),", swept)]
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """For Hydra's parser, and then for OmegaConf, which would resolve `${…}`."""
     literal = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", text)
     return QuotedString(literal, Quote.single).with_quotes()

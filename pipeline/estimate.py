@@ -48,9 +48,16 @@ class Estimate:
     cache: int
     output: int
 
+    @property
+    def most(self) -> int:
+        """Bytes of memory at once: the program runs beside this process."""
+        return max(*self.memory.values(), self.memory["export"] + self.memory["program"])
+
 
 def estimate(config: RunConfig) -> Estimate:
-    """Raises `InputError` for a checkpoint without a readable config, and `RecipeError` for impossible lengths."""
+    """Raises `InputError` for a checkpoint without a readable config, and `RecipeError` for impossible lengths and for
+    formats that there are not.
+    """
     folder = Path(config.checkpoint)
     try:
         shape = read_config(folder)
@@ -63,7 +70,11 @@ def estimate(config: RunConfig) -> Estimate:
         )
     max_seq_len, max_rows = lengths(shape, config.export)
     reads = (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()
-    return of_sizes(shape, checkpoint_bytes, config.recipe, max_seq_len, max_rows, reads and needs_text(config.recipe))
+    calibrates = reads and needs_text(config.recipe)
+    try:
+        return of_sizes(shape, checkpoint_bytes, config.recipe, max_seq_len, max_rows, calibrates)
+    except QuantizationError as error:
+        raise RecipeError(f"recipe {config.recipe.name}: {error}") from error
 
 
 def of_sizes(
@@ -187,14 +198,8 @@ def _embedding_bytes(weight: torch.Tensor, quant: EmbeddingQuant, weight_bits: i
     return rows * columns * weight_bits / 8 + rows * groups * 4
 
 
-def check_resources(config: RunConfig, console: Console) -> Estimate:
-    """Shows the estimate. Raises `ResourceError` if less is free, unless `force` is given, `OutputError`, and
-    `RecipeError` for formats that there are not.
-    """
-    try:
-        needs = estimate(config)
-    except QuantizationError as error:
-        raise RecipeError(f"recipe {config.recipe.name}: {error}") from error
+def check_resources(config: RunConfig, needs: Estimate, console: Console) -> None:
+    """Shows the estimate. Raises `ResourceError` if less is free, unless `force` is given, and `OutputError`."""
     cache = _writable("cache", Path(config.cache), Path(config.cache))
     # It is made beside what it replaces.
     output = _writable("output", Path(config.output), Path(config.output).resolve().parent)
@@ -210,16 +215,13 @@ def check_resources(config: RunConfig, console: Console) -> Estimate:
         listing.add_row("free", *[mib(free_memory)] * len(needs.memory), mib(min(disk(path).free for path in disks)))
         show(console, listing)
     wrong = []
-    # The program runs beside this process.
-    most = max(needs.memory[peak], needs.memory["export"] + needs.memory["program"])
-    if most > free_memory:
-        wrong.append(f"{mib(most)} of memory are needed, {mib(free_memory)} are free")
+    if needs.most > free_memory:
+        wrong.append(f"{mib(needs.most)} of memory are needed, {mib(free_memory)} are free")
     for path, n_bytes in disks.items():
         if n_bytes > disk(path).free:
             wrong.append(f"{path} needs {mib(n_bytes)} of disk, {mib(disk(path).free)} are free")
     if wrong and not config.force:
         raise ResourceError(f"{'; '.join(wrong)} (force=true starts anyway)")
-    return needs
 
 
 def available_memory() -> int:

@@ -20,6 +20,7 @@ from pipeline import calibrate
 from pipeline.calibrate import Calibration, Stream, input_rms, rounds_by_text
 from pipeline.display import Report
 from pipeline.load import Loaded
+from pipeline.lock import in_turn
 from recipes import factors, gptq, packing, quantization, rescaling, rotation, stored, threads
 from recipes.options import Recipe, Rounding, Scales
 from recipes.quantization import QuantizationError
@@ -31,7 +32,7 @@ from validation import eager, output_layer, products, texts
 from validation.products import kernels
 from validation.progress import within
 
-KEY_FILE = "made_of.json"
+KEY_FILE, LOCK_FILE = "made_of.json", ".lock"
 # The code that decides the bytes.
 MAKERS = (factors, gptq, packing, quantization, rescaling, rotation, stored)
 # And what it goes by, where that is text.
@@ -115,16 +116,18 @@ def _kept(
         inputs_of = Stream(calibration, loaded.model, recipe, folder).inputs_of
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / KEY_FILE).write_text(made_of, encoding="utf-8")
-        _remove_left_behind(folder)
-        untie(loaded.model, recipe)  # first, so that the parts are those that will be stored
-        sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts(loaded.model).items()}
-        report("parts", 0, len(sizes))
-        gone = 0
-        for i, (name, was_there) in enumerate(store(loaded.model, recipe, folder, inputs_of, inputs), start=1):
-            gone += sizes[name]
-            report("parts from the cache" if was_there else "parts", i, len(sizes), gone / sum(sizes.values()))
-        return open_stored(folder, loaded.model, recipe)
+        # Whoever needs the same weights waits until they are there.
+        with in_turn(folder / LOCK_FILE, lambda holder: report(f"waits for {holder}")):
+            (folder / KEY_FILE).write_text(made_of, encoding="utf-8")
+            _remove_left_behind(folder)
+            untie(loaded.model, recipe)  # first, so that the parts are those that will be stored
+            sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts(loaded.model).items()}
+            report("parts", 0, len(sizes))
+            gone = 0
+            for i, (name, was_there) in enumerate(store(loaded.model, recipe, folder, inputs_of, inputs), start=1):
+                gone += sizes[name]
+                report("parts from the cache" if was_there else "parts", i, len(sizes), gone / sum(sizes.values()))
+            return open_stored(folder, loaded.model, recipe)
     except QuantizationError as error:
         raise _refused(loaded, recipe, error) from error
     except (OSError, SafetensorError) as error:
@@ -168,5 +171,5 @@ def _remove_left_behind(folder: Path) -> None:
 def is_kept(folder: Path) -> bool:
     """Whether a folder is one of this stage's, whole or not."""
     names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
-    ours = (KEY_FILE, ".safetensors", ".partial")
+    ours = (KEY_FILE, LOCK_FILE, ".safetensors", ".partial")
     return KEY_FILE in names and all(name.endswith(ours) for name in names)

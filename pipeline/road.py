@@ -7,10 +7,11 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.admission import admitted
 from pipeline.calibrate import calibration_of
 from pipeline.config import AUTO, CALIBRATION_TEXT, DEFAULT_TEXT, load_task, task_of_checkpoint
 from pipeline.display import Display
-from pipeline.estimate import check_resources
+from pipeline.estimate import Estimate, check_resources, estimate
 from pipeline.export import export, lengths
 from pipeline.load import Loaded, load
 from pipeline.lower import lower
@@ -39,7 +40,13 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
     check_settings(config.task, config.validation)
     check_bounds("recipe.bounds.", vars(config.recipe.bounds))
     check_targets(config)
-    needs = check_resources(config, display.console)
+    needs = estimate(config)
+    with admitted(0 if config.force else needs.most, config.memory, display.console):
+        check_resources(config, needs, display.console)
+        return _build(config, output, needs, display)
+
+
+def _build(config: RunConfig, output: Path, needs: Estimate, display: Display) -> tuple[Packaged, Validated]:
     with staging(output, config.overwrite) as folder:
         with display.stage("load"):
             loaded = load(Path(config.checkpoint), config.lora, Path(config.cache))
@@ -63,7 +70,7 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
         with display.stage("validate") as report:
             reference_file = folder / REFERENCE_FILE
             asked_of = (material, config.budget, config.task, config.validation)
-            validated = validate(lowered, quantized, loaded, *asked_of, reference_file, report)
+            validated = validate(lowered, quantized, loaded, *asked_of, reference_file, Path(config.cache), report)
             sequences = validated.measured.reference.sequences
             floats = quantized.floats or Weights(loaded.model, {})
             noise = noise_of(floats, quantized.weights, config.recipe, sequences, report)

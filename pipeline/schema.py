@@ -32,6 +32,7 @@ class RunConfig:
     calibration: str | None = None
     output: str = MISSING
     force: bool = False
+    memory: int | None = None
     overwrite: bool = False
     cache: str = MISSING
     targets: list[Target] = field(default_factory=lambda: [Target.host])

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.float32 import float32_of
 from pipeline.load import Loaded
 from pipeline.lower import Lowered
 from pipeline.quantize import Quantized
 from recipes.options import Fold, Recipe
-from recipes.stored import Weights
 from runtime.errors import BadArtifactError, RecipeError
 from runtime.program import ProgramError
 from validation.expected_format import expected_format
 from validation.judge import Validated, bounds_of, measure
 from validation.material import Material, task_of
 from validation.overflow import Float16Error
-from validation.progress import Report, within
-from validation.recording import make_reference, task_answers
+from validation.progress import Report
+from validation.recording import make_reference
 from validation.reference import Task, save_reference
 from validation.replay import Answers
 from validation.settings import Budget, TaskConfig, ValidationConfig
@@ -35,10 +35,11 @@ def validate(
     task_config: TaskConfig,
     settings: ValidationConfig,
     reference_file: Path,
+    cache: Path,
     report: Report,
     threads: int | None = None,
 ) -> Validated:
-    """Writes `reference_file`. threads: as for `runtime.threads.use_threads`.
+    """Writes `reference_file`. cache: where what float32 gives is kept. threads: as for `runtime.threads.use_threads`.
 
     Raises `BadArtifactError` if the program does not run, `UsageError` for a task that the checkpoint cannot solve,
     `RecipeError` for activations that float16 does not hold.
@@ -46,14 +47,14 @@ def validate(
     S, max_rows = lowered.max_seq_len, lowered.max_rows
     task = task_of(loaded.tokenizer, material.prompts, task_config, S)
     drop = quantized.recipe.bounds.solved_drop if budget.solved is None else budget.solved
-    float32, float32_answers, share = Weights(loaded.model, {}), None, 0.0
-    if task is not None:
-        float32_answers = task_answers(float32, task, within("float32", report))
-        share = _share(loaded, task_config, task, float32_answers)
+    asked = (material, task, task_config.new_tokens, settings, S, max_rows)
+    float32, share = float32_of(loaded, cache, *asked, report), 0.0
+    if task is not None and float32.answers is not None:
+        share = _share(loaded, task_config, task, float32.answers)
         check_fit(task_config.name, len(task.prompts), share, drop)
     models = (quantized.weights, float32, quantized.plain)
     try:
-        reference = make_reference(*models, material, task, task_config.new_tokens, settings, S, max_rows, report)
+        reference = make_reference(*models, material, task, S, max_rows, report)
     except Float16Error as error:
         refused = f"recipe {quantized.recipe.name} on {loaded.folder}: {error}; {_remedy(quantized.recipe)}"
         raise RecipeError(refused) from error
@@ -77,7 +78,7 @@ def validate(
         solved = Solved(task_config.name, len(task.prompts), float32=share, program=program)
         figures.append(solved_figure(solved, drop))
     verdict = verdict_of(figures, budget, material, loaded.config.vocab_size, quantized.recipe.better)
-    return Validated(figures, measured, expected, solved, float32_answers, verdict)
+    return Validated(figures, measured, expected, solved, float32.answers, verdict)
 
 
 def _remedy(recipe: Recipe) -> str:

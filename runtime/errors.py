@@ -51,6 +51,15 @@ class ResourceError(PipelineError):
     exit_code = 8
 
 
+class LostError(PipelineError):
+    """A job of a sweep that came to no end: its process was killed, or its machine is gone."""
+
+    exit_code = 9
+
+    def __init__(self, jobs: str) -> None:
+        super().__init__(f"came to no end, its process was killed or its machine is gone: {jobs}")
+
+
 def one_line(text: str, longest: int = 2000) -> str:
     """Text that an artifact may have brought: no line breaks, and nothing that a terminal obeys."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -30,9 +30,9 @@ from omegaconf import OmegaConf
 
 from evidence.integrity import ENVELOPE_FILE
 from model import CheckpointError, ConfigError, load_hf_model
-from pipeline.cli import exit_code, quiet
 from pipeline.commands import COMMANDS
 from pipeline.config import CONF, register
+from pipeline.outcome import outcome, quiet
 from report.page import REPORT_FILE
 from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE, ArtifactError, load_manifest, read_manifest
 from runtime.chat import chat_template, render_chat
@@ -367,7 +367,7 @@ def command(name: str, **values: str) -> Callable[[Path], None]:
     def run(folder: Path) -> None:
         said = io.StringIO()
         with contextlib.redirect_stderr(said), quiet():
-            code = exit_code(lambda: COMMANDS[name](replace(config, artifact=str(folder), **values)))
+            code, _ = outcome(lambda: COMMANDS[name](replace(config, artifact=str(folder), **values)))
         error = said.getvalue()
         if code == 0:
             return

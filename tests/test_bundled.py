@@ -14,8 +14,8 @@ from model import DreamEdge, load_hf_model
 from recipes.stored import Weights
 from scripts import train_sudoku as training
 from tests.checkpoints import BUNDLED, ROOT
+from validation.float32 import task_answers
 from validation.progress import silent
-from validation.recording import task_answers
 from validation.reference import Task
 from validation.replay import solve
 from validation.tasks import load_checker, read_prompts

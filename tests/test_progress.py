@@ -28,6 +28,7 @@ from runtime.generation import generate
 from tests.checkpoints import GOLDEN, ROOT, Build
 from validation import child
 from validation.child import run_child
+from validation.float32 import run_float32
 from validation.judge import check_artifact
 from validation.material import Material
 from validation.progress import within
@@ -138,19 +139,10 @@ def test_eager_and_quantization_count_what_they_do(tmp_path: Path) -> None:
     assert heard.counts("parts from the cache") == (list(range(1, n_layers + 4)), n_layers + 3)
 
     prompts = [torch.arange(5, 17) + i for i in range(8)]
-    float32 = Weights(loaded.model, {})
-    reference = make_reference(
-        quantized,
-        float32,
-        None,
-        Material(prompts, is_random=True),
-        None,
-        4,
-        ValidationConfig(n_prompts=8),
-        32,
-        32,
-        within("validate", heard),
-    )
+    float32, told = Weights(loaded.model, {}), within("validate", heard)
+    material = Material(prompts, is_random=True)
+    found = run_float32(float32, material, None, 4, ValidationConfig(n_prompts=8), 32, 32, told)
+    reference = make_reference(quantized, found, None, material, None, 32, 32, told)
     for part in ("answers", "float32", "quantized"):
         assert heard.counts(f"validate, {part}, layers") == (list(range(n_layers)), n_layers)
         done, total = heard.counts(f"validate, {part}, rows of logits")

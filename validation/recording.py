@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
-from functools import partial
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from recipes.stored import Weights
-from runtime.options import Asked
 from validation.activations import quantizes_activations
 from validation.eager import Twin, run_by_layer
 from validation.effort import effort_for
 from validation.figures import TIE_MARGIN, kl_divergence, sqnr_db
-from validation.greedy import NEW, PROMPT, write_greedily
-from validation.logits import Summary, summarize, top_columns
-from validation.material import Material, whole_sequences
+from validation.float32 import Float32
+from validation.logits import summarize
+from validation.material import Material
 from validation.overflow import Float16Error, check_finite, overflow_watch
 from validation.progress import Report, silent, within
-from validation.reference import Call, Expected, Greedy, Reference, Sequence, Task
-from validation.replay import Answers, solve_prompts
-from validation.settings import ValidationConfig
+from validation.reference import Call, Expected, Reference, Sequence, Task
 
 MAX_BLOCK = 32
 # A right program may be so much farther off than eager's `Twin`. In float32 that has other sums: programs have
@@ -32,84 +26,35 @@ MAX_BLOCK = 32
 # exact, and a program rounds as often as eager does: twice the noise if nothing cancels (measured: it is nearer).
 ROUNDING_DB = {torch.float32: 12.0, torch.float16: 3.0}
 N_SHORT = 5  # of each kind
-TOGETHER = 2**26  # bytes of activations of the prompts that go through a layer together
 
 
 def make_reference(
     quantized: Weights,
-    float32: Weights,
+    float32: Float32,
     plain: Weights | None,
     material: Material,
     task: Task | None,
-    n_new: int,
-    settings: ValidationConfig,
     max_seq_len: int,
     max_rows: int,
     report: Report,
 ) -> Reference:
-    """The recorded calls with what eager gives. quantized: as the recipe made the model; float32: as it was.
+    """The recorded calls with what eager gives. quantized: as the recipe made the model; float32: of it as it was.
 
     plain: the same, its weights rounded to the nearest, where the recipe does otherwise. Raises `Float16Error`.
     """
-    config = float32.model.config
-    whole, targets = whole_sequences(float32, material, n_new, settings, max_seq_len, max_rows, report)
+    config, whole = quantized.model.config, float32.whole
     contract = contract_sequences(material.prompts, config.mask_token_id, max_seq_len, max_rows)
     effort = effort_for(config)
     candidates = short_candidates(material.prompts, effort.candidates)
     sequences = (*whole, *contract, *candidates)
     beside = None if material.is_random else plain  # which of two loses less is no question of noise
-    asked = (sequences, report, targets, beside, effort.plain)
-    expected, rounding = run_eager(quantized, float32, *asked)
+    expected, rounding = run_eager(quantized, float32, sequences, report, beside, effort.plain)
     n = len(whole) + len(contract)
     chosen = [*range(n), *(n + i for i in freest_of_ties(candidates, expected[n:]))]
     sequences = (*whole, *contract, *renumbered(candidates, [i - n for i in chosen[n:]]))
     worst_db = min((db for i in chosen for db in rounding.get(i, ())), default=math.inf)
     floor_db = worst_db - ROUNDING_DB[quantized.model.norm.weight.dtype]
-    greedy = greedy_answers(float32, material.texts, max_seq_len, max_rows, report) if material.texts else None
-    return Reference(sequences, tuple(expected[i] for i in chosen), floor_db, task, greedy)
-
-
-def greedy_answers(float32: Weights, texts: list[Tensor], max_seq_len: int, max_rows: int, report: Report) -> Greedy:
-    """What the float32 model writes after the first texts."""
-    n_new = min(NEW, max_rows, max_seq_len // 2)
-    prompts = tuple(
-        text[: min(PROMPT, max_seq_len - n_new)] for text in texts[: effort_for(float32.model.config).greedy]
-    )
-    run = partial(whole_calls, float32, within("answers", report))
-    return Greedy(prompts, write_greedily(run, prompts, n_new, float32.model.config.mask_token_id))
-
-
-def task_answers(float32: Weights, task: Task, report: Report) -> Answers:
-    """The float32 model's, many prompts at a time, so that its weights are read once for all of them."""
-    bytes_a_token = 4 * 8 * float32.model.config.hidden_size
-    groups: list[list[Tensor]] = [[]]
-    for prompt in task.prompts:
-        if groups[-1] and sum(len(p) + task.n_new for p in (*groups[-1], prompt)) * bytes_a_token > TOGETHER:
-            groups.append([])
-        groups[-1].append(prompt)
-    found, n_done = [], 0
-    for group in groups:
-
-        def together(asked: list[Asked]) -> list[Tensor]:
-            calls = [Call(*arguments) for arguments in asked]
-            return [logits_KV[None] for logits_KV in whole_calls(float32, silent, calls)]
-
-        report("prompts", n_done, len(task.prompts))
-        found.append(solve_prompts(float32.model, group, task, together))
-        n_done += len(group)
-    return Answers(torch.cat([answers.tokens for answers in found]), torch.cat([answers.steps for answers in found]))
-
-
-def whole_calls(float32: Weights, report: Report, calls: list[Call]) -> list[Tensor]:
-    """Logits [K, V] of calls that see nothing but their own tokens, in float32."""
-    found: dict[int, Tensor] = {}
-
-    def keep(i: int, _: int, logits_KV: Tensor) -> None:
-        found[i] = logits_KV
-
-    asked = tuple(Sequence("alone", (call,)) for call in calls)
-    run_by_layer(float32, asked, keep, torch.float32, report)
-    return [found[i] for i in range(len(calls))]
+    return Reference(sequences, tuple(expected[i] for i in chosen), floor_db, task, float32.greedy)
 
 
 def contract_sequences(prompts: list[Tensor], mask_id: int, S: int, max_rows: int) -> tuple[Sequence, ...]:
@@ -184,28 +129,20 @@ def renumbered(candidates: tuple[Sequence, ...], chosen: list[int]) -> list[Sequ
 
 def run_eager(
     quantized: Weights,
-    float32: Weights,
+    float32: Float32,
     sequences: tuple[Sequence, ...],
     report: Report = silent,
-    targets: Mapping[str, Tensor] = MappingProxyType({}),
     plain: Weights | None = None,
     most_plain: int = 10**6,
 ) -> tuple[list[tuple[Expected, ...]], dict[int, list[float]]]:
     """(what eager gives for every call, by sequence the decibels that rounding makes: see `Twin`).
 
     The first is the quantized model's, and for whole sequences the float32 model's too, with what their rows are to
-    predict (targets, by name) and, of at most so many, how far the plainly rounded model is from it. The second is of
-    calls that are free of ties: of all where no activation is quantized, else of the short ones. Raises `Float16Error`.
+    predict and, of at most so many, how far the plainly rounded model is from it. The second is of calls that are free
+    of ties: of all where no activation is quantized, else of the short ones. Raises `Float16Error`.
     """
-    whole = tuple(sequence for sequence in sequences if sequence.name.startswith("whole"))
-    wide: dict[str, tuple[Summary, Tensor]] = {}
+    whole, wide, targets = float32.whole, float32.logits, float32.targets
     dtype = quantized.model.norm.weight.dtype
-
-    def keep(i: int, _: int, logits_KV: Tensor) -> None:
-        columns_KC = top_columns(logits_KV, targets.get(whole[i].name))
-        wide[whole[i].name] = summarize(logits_KV, columns_KC), columns_KC
-
-    run_by_layer(float32, whole, keep, torch.float32, within("float32", report))
     rounded: dict[str, Tensor] = {}
 
     def keep_rounded(i: int, _: int, logits_KV: Tensor) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipeline.quantize import is_kept
+from pipeline.lock import locked
+from pipeline.quantize import LOCK_FILE, is_kept
 from pipeline.schema import CleanConfig
 from report.terminal import mib
 from runtime.errors import OutputError
@@ -20,7 +21,8 @@ def clean(config: CleanConfig, console: Console) -> None:
         folders = [folder for folder in cache.glob("*") if is_kept(folder)] if cache.is_dir() else []
         freed = sum(file.stat().st_size for folder in folders for file in folder.iterdir())
         for folder in folders:
-            shutil.rmtree(folder)
+            with locked(folder / LOCK_FILE, f"cache {folder}"):
+                shutil.rmtree(folder)
         if folders and not any(cache.iterdir()):
             cache.rmdir()
     except OSError as error:

@@ -151,7 +151,7 @@ def _against_checkpoint(
     with display.stage("validate") as report:
         theirs = replace(again, pte=artifact / MODEL_FILE)
         asked = (material, config.budget, task, config.validation)
-        validated = validate(theirs, quantized, loaded, *asked, folder / REFERENCE_FILE, report, threads)
+        validated = validate(theirs, quantized, loaded, *asked, folder / REFERENCE_FILE, folder, report, threads)
     return [*validated.figures, repeated]
 
 
