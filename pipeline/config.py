@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from pipeline.schema import SCHEMAS, TEXTS
+from pipeline.synonyms import SYNONYMS
 from recipes.options import Recipe
 from runtime.errors import UsageError
 from validation.settings import TaskConfig
@@ -34,24 +35,12 @@ CALIBRATION_TEXT = ASSETS / "text" / "calibration.jsonl"  # that rounding goes b
 BUNDLED = ASSETS / "dream_sudoku"  # the checkpoint of `conf/run.yaml`
 RECIPE_FILES = (".yaml", ".yml")  # `recipe=` with such an end is a file of the user's own
 AUTO = "auto"  # the task that stands for the checkpoint's own
-T = TypeVar("T")
-# What transformers, Dream, LLaDA, lm-eval and others call our keys; a command has the first of those that it has.
-_NEW_TOKENS = ("max_new_tokens", "new_tokens")
-_LENGTH = ("max_new_tokens", "export.max_seq_len", "new_tokens")
-SYNONYMS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("gen_length", "gen_len", "max_gen_len", "max_gen_toks", "max_tokens", "num_tokens"), _NEW_TOKENS),
-    **dict.fromkeys(("max_length", "max_len"), _LENGTH),
-    **dict.fromkeys(("context_length", "max_context", "max_seq_length", "seq_len"), ("export.max_seq_len",)),
-    **dict.fromkeys(("diffusion_steps", "num_steps", "num_inference_steps"), ("steps",)),
-    **dict.fromkeys(("algorithm", "remasking"), ("alg",)),
-    **dict.fromkeys(("block_size", "block_len"), ("block_length",)),
-    "confidence_threshold": ("threshold",),
-    **dict.fromkeys(("limit", "num_samples", "n_samples"), ("n",)),
-    **dict.fromkeys(("model", "model_path", "ckpt"), ("checkpoint", "artifact")),
-    **dict.fromkeys(("output_dir", "out_dir", "output_path"), ("output",)),
-    **dict.fromkeys(("quantization", "quant", "qmode"), ("recipe",)),
-    **dict.fromkeys(("text", "input"), ("prompt",)),
+# Choices of Hydra's groups that a package brings, and the extra that brings it.
+PLUGINS = {
+    "hydra/launcher": {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"},
+    "hydra/sweeper": {"optuna": "search"},
 }
+T = TypeVar("T")
 
 
 def register() -> None:
@@ -230,6 +219,8 @@ def explain(error: Exception, command: str) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, value = str(error.missing_cfg_file).rpartition("/")
         options = [option for option in error.options or [] if option]
+        if group in PLUGINS and value in PLUGINS[group]:
+            return f"{group}={value} is not installed: pip install 'dreamedge[{PLUGINS[group][value]}]' (docs/sweep.md)"
         return f"no {group} {value!r}{nearest(value, options)}; there are {', '.join(options)}"
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: key=value is expected"

@@ -22,13 +22,13 @@ from hydra.core.override_parser.types import Override
 from pipeline.config import CONF
 from pipeline.console import err, out
 from pipeline.job import Record, Sweep, read_record, record_file
+from pipeline.search import write_found
 from report.terminal import mib, show, table
 from runtime.errors import LostError, OutputError, UsageError, one_line
 
 ATTEMPTS = 3  # of a job whose process is killed
 LOOK = 0.5  # seconds between two looks at the records
 NAMED = ("checkpoint", "lora", "recipe", "export.max_seq_len")  # which the default output names already
-COMPOSED = "hydra"  # keys that are no job's
 
 
 def begin(arguments: Sequence[str]) -> Sweep:
@@ -81,7 +81,7 @@ def _key(override: Override) -> str:
 
 
 def _is_hydras(override: Override) -> bool:
-    return _key(override).replace("/", ".").partition(".")[0] == COMPOSED
+    return _key(override).replace("/", ".").partition(".")[0] == "hydra"
 
 
 def launch(sweep: Sweep, hydra: Callable[[], object]) -> int:
@@ -167,7 +167,7 @@ def _stop(sweep: Sweep) -> None:
 
 def _show(sweep: Sweep, seconds: float) -> int:
     records, console = _records(sweep), out()
-    listing = table("the sweep", "job", "result", "seconds", "peak memory", "read", "written", "error")
+    listing = table("the sweep", "job", "result", "seconds", "peak memory", "read", "written")
     for record in records:
         disk = ["" if n is None else mib(n) for n in (record.read, record.written)]
         listing.add_row(
@@ -183,13 +183,19 @@ def _show(sweep: Sweep, seconds: float) -> int:
     begun = {record.output for record in records}
     for output in sweep.outputs.values():
         if output not in begun:
-            listing.add_row(Path(output).name, "not begun", "", "", "", "", "")
+            listing.add_row(Path(output).name, "not begun", "", "", "", "")
             lost.append(output)
             codes.append(LostError.exit_code)
     show(console, listing)
+    for record in records:
+        if record.error:
+            said = f"{record.output}: {one_line(record.error)}"
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
     made, earlier = (sum(r.code == 0 and r.earlier is then for r in records) for then in (False, True))
     said = f"{len(codes)} jobs in {seconds:.1f} s: {made} done, {earlier} done before, {sum(map(bool, codes))} failed"
     console.print(said, highlight=False, markup=False, soft_wrap=True)
+    if not sweep.outputs:
+        console.print(write_found(sweep.folder, records), highlight=False, markup=False, soft_wrap=True)
     if lost:
         _say(f"error: {LostError(', '.join(lost))}")
     return next((code for code in codes if code), 0)
