@@ -77,6 +77,35 @@ NOT_RUN = {
         ".venv/bin/python -m pipeline evaluate artifact=DIR lm_eval=[gsm8k,humaneval] n=100"
         " temperature=0.1 top_p=0.9 threshold=0.9"
     ): "takes the network; test_lm_eval.py, of its own tasks",
+    (
+        ".venv/bin/python -m pipeline run --multirun checkpoint=A,B recipe=int4_xnnpack,int8_xnnpack exp"
+        "ort.max_seq_len=512,2048"
+    ): "test_sweep.py and tests/extra/test_launchers.py, of others",
+    ('.venv/bin/pip install --constraint constraints.txt --editable ".[joblib]"'): "takes the network",
+    (
+        ".venv/bin/python -m pipeline run --multirun hydra/launcher=joblib hydra.launcher.n_jobs=4 check"
+        "point=A,B recipe=int4_xnnpack,int8_xnnpack"
+    ): "test_sweep.py and tests/extra/test_launchers.py, of others",
+    ('.venv/bin/pip install --constraint constraints.txt --editable ".[slurm]"'): "takes the network",
+    (
+        ".venv/bin/python -m pipeline run --multirun hydra/launcher=submitit_slurm hydra.launcher.partit"
+        "ion=main hydra.launcher.mem_gb=16 hydra.launcher.timeout_min=600 checkpoint=A,B recipe=int4_xnn"
+        "pack,int8_xnnpack"
+    ): "tests/extra/test_launchers.py",
+    ('.venv/bin/pip install --constraint constraints.txt --editable ".[ray]"'): "takes the network",
+    (".venv/bin/pip install --no-deps hydra-ray-launcher==1.2.2"): "takes the network",
+    (
+        ".venv/bin/python -m pipeline run --multirun hydra/launcher=ray hydra.launcher.ray.init.address="
+        "HEAD:6379 +hydra.launcher.ray.init.object_store_memory=null checkpoint=A,B recipe=int4_xnnpack,"
+        "int8_xnnpack"
+    ): "tests/extra/test_launchers.py",
+    ('.venv/bin/pip install --constraint constraints.txt --editable ".[search]"'): "takes the network",
+    (
+        ".venv/bin/python -m pipeline run --multirun hydra/sweeper=search hydra.sweeper.n_trials=20 hydr"
+        "a.sweep.dir=artifacts/search checkpoint=DIR recipe=int4_xnnpack 'recipe.linear.rules.q_proj=cho"
+        "ice(int4_channel,int4,int8)' 'recipe.linear.rules.down_proj=choice(int4_channel,int4,int8)' 're"
+        "cipe.linear.rules.lm_head=choice(int4,int8)'"
+    ): "tests/extra/test_search.py, of another",
     "python -m scripts.faults catch docs/faults.json": "takes 45 minutes",
     "python -m scripts.faults alarms docs/alarms.json": "takes two hours",
 }

@@ -105,7 +105,7 @@ SlurmctldHost={name}(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=10
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -117,6 +117,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=2
+SlurmdTimeout=10
 MpiDefault=none
 SlurmctldPort=16827
 SlurmdPort=16828
@@ -154,6 +155,9 @@ def test_a_slurm_node_dies(tmp_path: Path, slurm: Cluster) -> None:
     for daemon in [one for one in psutil.process_iter(["name"]) if one.info["name"] == "slurmstepd"]:
         for process in (*daemon.children(recursive=True), daemon):
             process.kill()
+    seen = ["sinfo", "--noheader", "--format=%T"]
+    while "down" not in subprocess.run(seen, env=os.environ | slurm.env, capture_output=True, text=True).stdout:
+        time.sleep(1)
     slurm.start("slurmd", "-D")
     all_done(folder, sweep, "3 done, 0 done before, 0 failed")
     all_done(folder, start(folder, *launcher, **slurm.env), "0 done, 3 done before, 0 failed")
