@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,8 +60,26 @@ class Loaded:
 
 def load(folder: Path, lora: str | None = None, cache: Path | None = None) -> Loaded:
     """Weights keep the type they are stored in. lora: the folder of an adapter that is merged into them; what is merged
-    is kept in `cache`. Raises `InputError`, and `OutputError` where there is no room for it.
+    is kept in `cache`. Files that have not changed since this process last loaded them are not read again.
+
+    Raises `InputError`, and `OutputError` where there is no room for what is merged.
     """
+    loaded = _load(folder, lora, cache, _stamps(folder), _stamps(Path(lora)) if lora is not None else ())
+    parameters = {id(parameter): parameter for parameter in loaded.model.parameters()}
+    return replace(loaded, model=copy.deepcopy(loaded.model, parameters))  # the same weights; a recipe unties its own
+
+
+def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, bytes and time of change of each file; nothing where there is no folder."""
+    try:
+        files = sorted(folder.iterdir())
+        return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    except OSError:  # that loading then speaks of
+        return ()
+
+
+@lru_cache(maxsize=1)
+def _load(folder: Path, lora: str | None, cache: Path | None, *_: tuple[tuple[str, int, int], ...]) -> Loaded:
     try:
         model, _, config = load_hf_model(folder, dtype=None)
         files = weight_files(folder)

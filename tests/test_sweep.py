@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from model import load_hf_model
 from pipeline import admission, float32, job, lock
 from pipeline.commands import COMMANDS
 from pipeline.config import load_recipe, load_task
@@ -25,6 +27,7 @@ from pipeline.quantize import quantize
 from pipeline.schema import RunConfig
 from pipeline.search import best_of, front_of, write_found
 from pipeline.sweep import begin
+from recipes.stored import Weights, untie
 from report.plots import Point
 from runtime.artifact import sha256
 from runtime.errors import OutputError, RecipeError, ResourceError, UsageError
@@ -211,6 +214,28 @@ def test_a_folder_for_notes_that_goes_away(sweep: Callable[..., Any], tmp_path: 
     assert str(tmp_path / "gone") in err
 
 
+def test_a_checkpoint_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one process, as long as its files stay the same; what a recipe does to a model is its own."""
+    folder, read = tmp_path / "tied", list[int]()
+    shutil.copytree(GOLDEN / "mha-tied", folder)
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        read.append(1)
+        return load_hf_model(*arguments, **named)
+
+    monkeypatch.setattr("pipeline.load.load_hf_model", counted)
+    first = load(folder)
+    untie(first.model, load_recipe("int8_xnnpack"))
+    second = load(folder)
+    assert len(read) == 1
+    assert second.model.lm_head.weight is second.model.embed_tokens.weight
+    assert first.model.lm_head.weight is not first.model.embed_tokens.weight
+    assert first.model.norm.weight is second.model.norm.weight
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    load(folder)
+    assert len(read) == 2
+
+
 def test_float32_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept is what is computed, to the bit; what is damaged is computed anew; another material is another."""
     loaded, task_config, settings = load(BUNDLED), load_task("sudoku"), ValidationConfig(n_prompts=8)
@@ -281,19 +306,13 @@ def test_longer_programs_ask_float32_the_same(n_new: int) -> None:
     assert S < 256
     assert enough(material, n_new, 8, 8) == (8, 8)
     one, other = (
-        run_float32(quantized_of(loaded), material, None, n_new, ValidationConfig(n_prompts=8), *lengths, silent)
+        run_float32(Weights(loaded.model, {}), material, None, n_new, ValidationConfig(n_prompts=8), *lengths, silent)
         for lengths in ((S, rows), (300, 300))
     )
     assert one.greedy is not None
     assert other.greedy is not None
     assert torch.equal(one.greedy.tokens, other.greedy.tokens)
     assert all(torch.equal(one.logits[name][0].vector, other.logits[name][0].vector) for name in other.logits)
-
-
-def quantized_of(loaded: Any) -> Any:
-    from recipes.stored import Weights
-
-    return Weights(loaded.model, {})
 
 
 def test_one_of_two_processes_quantizes(tmp_path: Path) -> None:
@@ -327,7 +346,7 @@ def test_memory_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """A run waits until what the others were estimated at fits beside its own; a killed one's share is nobody's."""
     from rich.console import Console
 
-    monkeypatch.setattr(admission.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     console = Console(file=(tmp_path / "said").open("w"), width=200)
     entered, enters = os.pipe()
     child = os.fork()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ Pipeline = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def third(
     monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Callable[[Callable[[Path], None], Callable[[Path], None]], None]]:
+) -> Callable[[Callable[[Path], None], Callable[[Path], None]], None]:
     """third(breaks, mends): the third job is broken once it has begun to write, and mended when it has ended."""
     run, begun = COMMANDS["run"], list[str]()
 
@@ -49,7 +49,7 @@ def third(
 
         monkeypatch.setitem(COMMANDS, "run", go)
 
-    yield plan
+    return plan
 
 
 def sweep(pipeline: Pipeline, folder: Path, lengths: list[int]) -> tuple[int, str, str]:

@@ -88,8 +88,8 @@ class Cluster:
 
     def start(self, name: str, *arguments: str) -> None:
         log = (self.folder / f"{name}.out").open("a")
-        streams = {"stdout": log, "stderr": log}
-        self.processes[name] = subprocess.Popen([name, *arguments], env=os.environ | self.env, **streams)
+        environment = os.environ | self.env
+        self.processes[name] = subprocess.Popen([name, *arguments], env=environment, stdout=log, stderr=log)
         time.sleep(1)
 
 
@@ -187,7 +187,7 @@ def test_a_ray_cluster_loses_a_node(tmp_path: Path) -> None:
         all_done(folder, sweep, "3 done, 0 done before, 0 failed")
         all_done(folder, start(folder, *launcher), "0 done, 3 done before, 0 failed")
     finally:
-        cluster.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 def at_work_under(folder: Path, raylet: int) -> int | None:
