@@ -129,7 +129,8 @@ def _sweep(
 
     def job(config: DictConfig) -> list[float] | None:
         hydras = HydraConfig.get()
-        asked = (sweep, int(hydras.job.num), list(hydras.overrides.task), task)
+        given = [str(one) for one in hydras.overrides.task._iter_ex(resolve=False)]  # escaped, as they were planned
+        asked = (sweep, int(hydras.job.num), given, task)
         return run_job(lambda: typed(config), str(config.output), *asked)
 
     return launch(sweep, lambda: start(job))

@@ -79,7 +79,12 @@ def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
 
 
 @lru_cache(maxsize=1)
-def _load(folder: Path, lora: str | None, cache: Path | None, *_: tuple[tuple[str, int, int], ...]) -> Loaded:
+def _load(
+    folder: Path,
+    lora: str | None,
+    cache: Path | None,
+    *stamps: tuple[tuple[str, int, int], ...],  # noqa: ARG001
+) -> Loaded:
     try:
         model, _, config = load_hf_model(folder, dtype=None)
         files = weight_files(folder)

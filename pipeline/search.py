@@ -34,9 +34,8 @@ def write_found(folder: Path, records: Sequence[Record]) -> str:
     recipe["name"] += "-best"
     recipe["description"] += f"; the best of {len(points)} that a search tried"
     write_text(folder / RECIPE_FILE, OmegaConf.to_yaml(OmegaConf.create(recipe)))
-    return (
-        f"{len(on_front)} of {len(points)} are on the front: {folder / PLOT_FILE}; best: recipe={folder / RECIPE_FILE}"
-    )
+    said = f"{len(on_front)} of {len(points)} are on the front, {folder / PLOT_FILE}"
+    return f"{said}; the best as a recipe: recipe={folder / RECIPE_FILE}"
 
 
 def front_of(points: Sequence[Point]) -> list[Point]:

@@ -170,14 +170,8 @@ def _show(sweep: Sweep, seconds: float) -> int:
     listing = table("the sweep", "job", "result", "seconds", "peak memory", "read", "written")
     for record in records:
         disk = ["" if n is None else mib(n) for n in (record.read, record.written)]
-        listing.add_row(
-            Path(record.output).name,
-            _result(record),
-            f"{record.seconds:.1f}",
-            mib(record.peak_memory),
-            *disk,
-            record.error,
-        )
+        took = (f"{record.seconds:.1f}", mib(record.peak_memory), *disk)
+        listing.add_row(Path(record.output).name, _result(record), *took)
     lost = [record.output for record in records if record.code is None]
     codes = [LostError.exit_code if record.code is None else record.code for record in records]
     begun = {record.output for record in records}

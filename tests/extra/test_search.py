@@ -29,6 +29,7 @@ def test_a_search(
     code, out, err = pipeline("run", "-m", *trials, *kinds, *fixed)
     folder = tmp_path / "artifacts" / ".sweep"
     assert code in (0, 4), err  # of groups of 48
+    assert "are on the front" in out, out + err
     found = json.loads((folder / "front.json").read_text())
     assert any(point["front"] for point in found["points"])
     best = read_manifest(tmp_path / "artifacts" / found["best"])["recipe"]
