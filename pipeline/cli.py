@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -129,7 +129,7 @@ def _sweep(
 
     def job(config: DictConfig) -> list[float] | None:
         hydras = HydraConfig.get()
-        given = [str(one) for one in hydras.overrides.task._iter_ex(resolve=False)]  # escaped, as they were planned
+        given = cast(list[str], OmegaConf.to_container(hydras.overrides.task, resolve=False))  # as they were planned
         asked = (sweep, int(hydras.job.num), given, task)
         return run_job(lambda: typed(config), str(config.output), *asked)
 
