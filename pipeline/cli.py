@@ -76,6 +76,7 @@ def _under_hydra(
     texts = {key: text for key, _, text in (argument.partition("=") for argument in arguments) if key in keys}
     arguments = [argument for argument in arguments if argument.partition("=")[0] not in keys]
     is_sweep = not SWEEPS.isdisjoint(arguments)
+    arguments.sort(key=lambda argument: argument not in SWEEPS)  # Hydra's parser knows no flag between two keys
     arguments = with_recipe_files(arguments, is_sweep)
     arguments = with_task(command, arguments, is_sweep)
     arguments = [as_it_stands(argument, command, is_sweep) for argument in arguments]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -161,8 +162,9 @@ def _stop(sweep: Sweep) -> None:
     """The jobs of an interrupted sweep that go on in other processes of this machine."""
     for record in _records(sweep):
         is_mine = record.host == sweep.host and record.process != sweep.process and record.code is None
-        if is_mine and psutil.pid_exists(record.process):
-            psutil.Process(record.process).terminate()
+        if is_mine:
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                psutil.Process(record.process).terminate()
 
 
 def _show(sweep: Sweep, seconds: float) -> int:

@@ -171,8 +171,10 @@ def test_commands_exist() -> None:
                 assert words[1] in targets
             if words[1:3] == ["-m", "pipeline"]:
                 keys = _keys(SCHEMAS[words[3]]) if words[3] != "recipes" else []
-                given = {word.partition("=")[0] for word in words[4:]}
-                assert given <= {*keys, *OUR_FLAGS.get(words[3], {})}
+                given = {word.partition("=")[0].lstrip("+") for word in words[4:]}
+                given = {key for key in given if key.partition(".")[0].partition("/")[0] != "hydra"}
+                rules = {key for key in given if key.startswith("recipe.linear.rules.")}
+                assert given - rules <= {*keys, *OUR_FLAGS.get(words[3], {}), "--multirun"}
 
 
 def test_the_example_recipe_is_one() -> None:
@@ -261,6 +263,16 @@ def test_what_recipes_lose_on_text_is_what_was_measured() -> None:
     kl = {name: row["kl_divergence"] for name, row in rows.items()}
     assert kl["int4_xnnpack"] < 0.5 * kl["int4_xnnpack, to the nearest"]
     assert kl["int4_fast_xnnpack"] < kl["int4_xnnpack, to the nearest"], "what is fast is better than groups of 32 were"
+
+
+def test_what_a_sweep_shares_is_what_was_measured() -> None:
+    found = json.loads((ROOT / "docs" / "sweep.json").read_text())
+    page = (ROOT / "docs" / "sweep.md").read_text()
+    assert len(found["jobs"]) == len(found["single"]) == 6
+    assert found["share"] <= 0.7
+    for seconds in (found["single_sum"], found["sweep"]):
+        assert f"{seconds:.0f} s" in page
+    assert f"{found['share']:.2f}" in page
 
 
 def test_the_page_of_decoding_shows_what_was_measured() -> None:

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.errors import MissingConfigException
 
 from model import load_hf_model
 from pipeline import admission, float32, job, lock
 from pipeline.commands import COMMANDS
-from pipeline.config import load_recipe, load_task
+from pipeline.config import explain, load_recipe, load_task
 from pipeline.float32 import float32_of
 from pipeline.load import load
 from pipeline.quantize import quantize
@@ -124,10 +125,18 @@ def test_no_two_jobs_write_to_one(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_launcher_that_is_not_installed(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_commands_do_their_jobs_one_after_another(pipeline: Pipeline) -> None:
     code, _, err = pipeline("validate", "-m", "artifact=a,b", "hydra/launcher=joblib")
     assert (code, err.count("\n")) == (2, 1)
     assert "one after another" in err
+
+
+@pytest.mark.parametrize(
+    ("missing", "extra"), [("hydra/launcher/submitit_slurm", "slurm"), ("hydra/sweeper/optuna", "search")]
+)
+def test_a_launcher_that_is_not_installed(missing: str, extra: str) -> None:
+    said = explain(MissingConfigException("Could not find it", missing, options=["basic"]), "run")
+    assert f"pip install 'dreamedge[{extra}]'" in said
 
 
 def test_what_is_made_is_not_made_again(
