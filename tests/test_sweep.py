@@ -131,6 +131,13 @@ def test_other_commands_do_their_jobs_one_after_another(pipeline: Pipeline) -> N
     assert "one after another" in err
 
 
+def test_the_flag_may_stand_anywhere(sweep: Callable[..., Any], tmp_path: Path, pipeline: Pipeline) -> None:
+    sweep(lambda _: None)
+    code, out, _ = pipeline("run", f"checkpoint={GOLDEN / 'gqa2'}", "--multirun", RECIPES)
+    assert code == 0
+    assert "2 jobs in" in out
+
+
 @pytest.mark.parametrize(
     ("missing", "extra"), [("hydra/launcher/submitit_slurm", "slurm"), ("hydra/sweeper/optuna", "search")]
 )
