@@ -1,11 +1,12 @@
 PYTHON ?= python3.11
 VENV := .venv
 FULLSIZE ?= artifacts/fullsize
+BENCH ?= artifacts/bench
 READY := $(VENV)/.ready
 HOST := $(shell uname -m)
 ARCH ?= $(HOST)
 
-.PHONY: run test test-extra lint setup clean fullsize runner build-runner runner-check
+.PHONY: run test test-extra lint setup clean fullsize bench runner build-runner runner-check
 
 run: $(READY) ## build and validate the int4 program of the bundled checkpoint
 	$(VENV)/bin/python -m pipeline run recipe=int4_xnnpack overwrite=true
@@ -30,6 +31,10 @@ lint: $(READY) ## style, format and types
 fullsize: $(READY) ## measure all that is claimed for Dream-7B's shape: 60 GB of disk in FULLSIZE
 	CMAKE_ARGS=-DCMAKE_CXX_FLAGS=-fno-dse $(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev,llama]"
 	$(VENV)/bin/python -m scripts.fullsize $(FULLSIZE) docs/fullsize.json
+
+bench: $(READY) ## every ratio of docs/performance.md against what this kind of machine gave: 15 GB of disk in BENCH
+	CMAKE_ARGS=-DCMAKE_CXX_FLAGS=-fno-dse $(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev,llama]"
+	$(VENV)/bin/python -m scripts.bench $(BENCH)
 
 # Of another processor than this one: its wheel, unpacked, and a cross compiler.
 WHEEL := $(shell sed -n 's/.*"executorch==\(.*\)".*/\1/p' pyproject.toml)

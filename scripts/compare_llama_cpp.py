@@ -59,21 +59,28 @@ def main() -> None:
 
 def compare(artifact: Path, config: DreamEdgeConfig, T: int, kv_len: int, repeats: int) -> dict[str, Any]:
     """Seconds of one step of each as {median, min, max}."""
-    with tempfile.TemporaryDirectory(dir=artifact.parent) as folder:
+    spreads = in_turn({"program": artifact}, config, T, kv_len, repeats)
+    return {"tokens": T, "kv_len": kv_len, "repeats": repeats, "machine": machine()} | spreads
+
+
+def in_turn(
+    artifacts: dict[str, Path], config: DreamEdgeConfig, T: int, kv_len: int, repeats: int
+) -> dict[str, dict[str, float]]:
+    """Seconds of one step of llama.cpp, and of each of these artifacts of the same shape, as {median, min, max}."""
+    with tempfile.TemporaryDirectory(dir=next(iter(artifacts.values())).parent) as folder:
         gguf = Path(folder) / "model.gguf"
         write_gguf(config, gguf)
-        sides = {
-            "llama.cpp": Process("llama.cpp", llama_step, gguf, T, kv_len, thread_count()),
-            "program": Process("the program", program_step, artifact, T, kv_len),
-        }
+        sides = {"llama.cpp": Process("llama.cpp", llama_step, gguf, T, kv_len, thread_count())}
+        sides |= {name: Process(name, program_step, artifact, T, kv_len) for name, artifact in artifacts.items()}
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         for i in range(repeats + 1):
             for name, side in sides.items():
                 taken = side.step()
                 if i:  # the first step touches memory for the first time
                     seconds[name].append(taken)
-    spreads = {name: spread(taken) for name, taken in seconds.items()}
-    return {"tokens": T, "kv_len": kv_len, "repeats": repeats, "machine": machine()} | spreads
+        for side in sides.values():
+            side.close()
+    return {name: spread(taken) for name, taken in seconds.items()}
 
 
 class Process:
@@ -86,6 +93,11 @@ class Process:
         self.process = context.Process(target=_serve, args=(theirs, make, args), daemon=True)
         self.process.start()
         theirs.close()
+
+    def close(self) -> None:
+        """Its memory is free then."""
+        self.connection.close()
+        self.process.join()
 
     def step(self) -> float:
         """Seconds."""
