@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline.admission import admitted
+from pipeline.beside import begun
 from pipeline.calibrate import calibration_of
 from pipeline.config import AUTO, CALIBRATION_TEXT, DEFAULT_TEXT, load_task, task_of_checkpoint
 from pipeline.display import Display
@@ -26,7 +28,7 @@ from runtime.errors import UsageError, ValidationError
 from runtime.program import MODEL_FILE
 from validation.arm import checked_tools, figures_of, replay_on_cores
 from validation.judge import Validated
-from validation.material import material_of
+from validation.material import material_of, task_of
 from validation.settings import check_bounds, check_budget, check_settings
 
 log = logging.getLogger(__name__)
@@ -47,10 +49,11 @@ def run(config: RunConfig, display: Display) -> tuple[Packaged, Validated]:
 
 
 def _build(config: RunConfig, output: Path, needs: Estimate, display: Display) -> tuple[Packaged, Validated]:
-    with staging(output, config.overwrite) as folder:
+    cache = Path(config.cache)
+    with staging(output, config.overwrite) as folder, ExitStack() as ended_with_it:
         with display.stage("load"):
-            loaded = load(Path(config.checkpoint), config.lora, Path(config.cache))
-            max_seq_len, _ = lengths(loaded.config, config.export)  # before the long work
+            loaded = load(Path(config.checkpoint), config.lora, cache)
+            max_seq_len, max_rows = lengths(loaded.config, config.export)  # before the long work
             asked = (config.task, config.validation, max_seq_len, DEFAULT_TEXT)
             material = material_of(loaded.folder, loaded.tokenizer, loaded.config, *asked)
             given = config.calibration or config.task.calibration
@@ -59,8 +62,11 @@ def _build(config: RunConfig, output: Path, needs: Estimate, display: Display) -
                 _warn_unused(config.calibration, loaded, config.recipe.name)
                 config = replace(config, calibration=None)
             check_budget(config.budget, bool(material.texts), config.task.n_solve > 0)
+            task = task_of(loaded.tokenizer, material.prompts, config.task, max_seq_len)
+        of_float32 = (loaded, cache, material, task, config.task.new_tokens, config.validation, max_seq_len, max_rows)
+        wait_for_float32 = ended_with_it.enter_context(begun(*of_float32))
         with display.stage("quantize") as report:
-            quantized = quantize(loaded, config.recipe, Path(config.cache), report, calibration)
+            quantized = quantize(loaded, config.recipe, cache, report, calibration)
         with display.stage("export"):
             exported = export(quantized, config.export)
         with display.stage("lower") as report:
@@ -68,9 +74,10 @@ def _build(config: RunConfig, output: Path, needs: Estimate, display: Display) -
             del exported
             gc.collect()  # graphs hold each other, and the last copy of the embedding
         with display.stage("validate") as report:
+            wait_for_float32(report)
             reference_file = folder / REFERENCE_FILE
             asked_of = (material, config.budget, config.task, config.validation)
-            validated = validate(lowered, quantized, loaded, *asked_of, reference_file, Path(config.cache), report)
+            validated = validate(lowered, quantized, loaded, *asked_of, reference_file, cache, report)
             sequences = validated.measured.reference.sequences
             floats = quantized.floats or Weights(loaded.model, {})
             noise = noise_of(floats, quantized.weights, config.recipe, sequences, report)

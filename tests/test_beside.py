@@ -1,0 +1,123 @@
+"""What float32 gives, computed in a copy of the process while the program is made."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from pipeline import beside, float32
+from pipeline.beside import begun
+from pipeline.float32 import FILE, float32_of
+from pipeline.load import Loaded, load
+from tests.checkpoints import GOLDEN, ROOT
+from validation.material import material_of
+from validation.progress import silent
+from validation.settings import TaskConfig, ValidationConfig
+
+S = 64
+
+
+@pytest.fixture
+def asked() -> Any:
+    """Of `float32_of`, behind the cache."""
+    loaded, task, settings = loaded_golden(), TaskConfig(), ValidationConfig(n_prompts=8)
+    material = material_of(loaded.folder, None, loaded.config, task, settings, S, Path())
+    return material, None, 8, settings, S, S
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def loaded_golden() -> Loaded:
+    return load(GOLDEN / "gqa2")
+
+
+def refuse(*_: object) -> None:
+    raise AssertionError("it is computed again")
+
+
+def test_what_the_copy_leaves_is_what_this_process_computes(
+    asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = loaded_golden()
+    here = float32_of(loaded, tmp_path / "here", *asked, silent)
+    with begun(loaded, tmp_path / "there", *asked) as wait:
+        wait(silent)
+    monkeypatch.setattr(float32, "run_float32", refuse)
+    there = float32_of(loaded, tmp_path / "there", *asked, silent)
+    for name, (summary, columns) in here.logits.items():
+        assert torch.equal(columns, there.logits[name][1])
+        for field in fields(summary):
+            assert torch.equal(getattr(summary, field.name), getattr(there.logits[name][0], field.name))
+
+
+def test_a_copy_that_fails_or_is_killed_is_made_up_for(
+    asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    loaded = loaded_golden()
+    with monkeypatch.context() as broken:
+        broken.setattr(beside, "float32_of", refuse)
+        with begun(loaded, tmp_path, *asked) as wait:
+            wait(silent)
+        broken.setattr(beside, "float32_of", lambda *_: time.sleep(60))
+        with begun(loaded, tmp_path, *asked) as wait:
+            (copy,) = psutil.Process().children()
+            copy.kill()
+            wait(silent)
+    assert capfd.readouterr() == ("", "")
+    assert not list(tmp_path.rglob(FILE))
+    assert float32_of(loaded, tmp_path, *asked, silent).logits
+
+
+def test_a_copy_ends_with_what_began_it(asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "float32_of", lambda *_: time.sleep(60))
+    with pytest.raises(KeyError), begun(loaded_golden(), tmp_path, *asked):
+        raise KeyError
+    assert not psutil.Process().children()
+
+
+def test_a_copy_ends_with_a_process_that_is_killed() -> None:
+    code = (
+        "import sys, time, torch; from types import SimpleNamespace; from unittest.mock import patch\n"
+        "from pathlib import Path; from pipeline import beside\n"
+        "torch.set_num_threads(2)\n"
+        "with patch.multiple(beside, float32_of=lambda *_: time.sleep(60), layer_weights=lambda _: 1):\n"
+        "    with beside.begun(SimpleNamespace(config=None), *range(7)):\n"
+        "        print('begun', flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "begun\n"
+        (copy,) = psutil.Process(parent.pid).children()
+        time.sleep(0.5)  # it asks the kernel first
+        os.kill(parent.pid, signal.SIGKILL)
+    _, alive = psutil.wait_procs([copy], timeout=10)
+    assert not alive
+
+
+def test_on_one_processor_and_of_a_large_network_nothing_is_begun(
+    asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(1)
+    with begun(loaded_golden(), tmp_path, *asked):
+        assert not psutil.Process().children()
+    torch.set_num_threads(2)
+    monkeypatch.setattr(beside, "layer_weights", lambda _: 2 * beside.SMALL)
+    with begun(loaded_golden(), tmp_path, *asked):
+        assert not psutil.Process().children()
