@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from pipeline.beside import begun
 from pipeline.float32 import FILE, float32_of
 from pipeline.load import Loaded, load
 from tests.checkpoints import GOLDEN, ROOT
+from validation.float32 import Float32
 from validation.material import material_of
 from validation.progress import silent
 from validation.settings import TaskConfig, ValidationConfig
 
 S = 64
+computed: Callable[..., Float32] = float32_of
 
 
 @pytest.fixture
@@ -56,11 +59,11 @@ def test_what_the_copy_leaves_is_what_this_process_computes(
     asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = loaded_golden()
-    here = float32_of(loaded, tmp_path / "here", *asked, silent)
+    here = computed(loaded, tmp_path / "here", *asked, silent)
     with begun(loaded, tmp_path / "there", *asked) as wait:
         wait(silent)
     monkeypatch.setattr(float32, "run_float32", refuse)
-    there = float32_of(loaded, tmp_path / "there", *asked, silent)
+    there = computed(loaded, tmp_path / "there", *asked, silent)
     for name, (summary, columns) in here.logits.items():
         assert torch.equal(columns, there.logits[name][1])
         for field in fields(summary):
@@ -77,19 +80,19 @@ def test_a_copy_that_fails_or_is_killed_is_made_up_for(
             wait(silent)
         broken.setattr(beside, "float32_of", lambda *_: time.sleep(60))
         with begun(loaded, tmp_path, *asked) as wait:
-            (copy,) = psutil.Process().children()
+            (copy,) = multiprocessing.active_children()
             copy.kill()
             wait(silent)
     assert capfd.readouterr() == ("", "")
     assert not list(tmp_path.rglob(FILE))
-    assert float32_of(loaded, tmp_path, *asked, silent).logits
+    assert computed(loaded, tmp_path, *asked, silent).logits
 
 
 def test_a_copy_ends_with_what_began_it(asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beside, "float32_of", lambda *_: time.sleep(60))
     with pytest.raises(KeyError), begun(loaded_golden(), tmp_path, *asked):
         raise KeyError
-    assert not psutil.Process().children()
+    assert not multiprocessing.active_children()
 
 
 def test_a_copy_ends_with_a_process_that_is_killed() -> None:
@@ -116,8 +119,8 @@ def test_on_one_processor_and_of_a_large_network_nothing_is_begun(
 ) -> None:
     torch.set_num_threads(1)
     with begun(loaded_golden(), tmp_path, *asked):
-        assert not psutil.Process().children()
+        assert not multiprocessing.active_children()
     torch.set_num_threads(2)
     monkeypatch.setattr(beside, "layer_weights", lambda _: 2 * beside.SMALL)
     with begun(loaded_golden(), tmp_path, *asked):
-        assert not psutil.Process().children()
+        assert not multiprocessing.active_children()
