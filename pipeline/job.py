@@ -27,7 +27,7 @@ from pipeline.schema import RunConfig
 from runtime.errors import OutputError, UsageError, one_line
 
 # Keys that change where an artifact lies and when it is made, and nothing of what is in it.
-ELSEWHERE = ("output", "cache", "force", "overwrite", "memory")
+ELSEWHERE = ("output", "cache", "force", "overwrite", "memory", "packed_cache")
 
 
 @dataclass(frozen=True)

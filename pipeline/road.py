@@ -17,6 +17,7 @@ from pipeline.estimate import Estimate, check_resources, estimate
 from pipeline.export import export, lengths
 from pipeline.load import Loaded, load
 from pipeline.lower import lower
+from pipeline.pack import pack
 from pipeline.package import Packaged, package, place, place_failed, staging, with_cores
 from pipeline.quantize import quantize
 from pipeline.schema import RunConfig, Target
@@ -27,6 +28,7 @@ from runtime.artifact import REFERENCE_FILE
 from runtime.errors import UsageError, ValidationError
 from runtime.program import MODEL_FILE
 from validation.arm import checked_tools, figures_of, replay_on_cores
+from validation.child import start_ahead
 from validation.judge import Validated
 from validation.material import material_of, task_of
 from validation.settings import check_bounds, check_budget, check_settings
@@ -64,6 +66,7 @@ def _build(config: RunConfig, output: Path, needs: Estimate, display: Display) -
             check_budget(config.budget, bool(material.texts), config.task.n_solve > 0)
             task = task_of(loaded.tokenizer, material.prompts, config.task, max_seq_len)
         of_float32 = (loaded, cache, material, task, config.task.new_tokens, config.validation, max_seq_len, max_rows)
+        start_ahead()
         wait_for_float32 = ended_with_it.enter_context(begun(*of_float32))
         with display.stage("quantize") as report:
             quantized = quantize(loaded, config.recipe, cache, report, calibration)
@@ -91,7 +94,11 @@ def _build(config: RunConfig, output: Path, needs: Estimate, display: Display) -
             sealed = with_cores(folder, sealed, cores, display.stages)
         if wrong := "; ".join(str(figure) for figure in figures if not figure.ok):
             raise ValidationError(f"out of bounds: {wrong}. Kept for a look in {place_failed(folder, output)}")
-        return Packaged(place(folder, output), sealed.manifest, figures), validated
+        placed = place(folder, output)
+    if config.packed_cache is not None:
+        with display.stage("pack"):
+            pack(placed, Path(config.packed_cache))
+    return Packaged(placed, sealed.manifest, figures), validated
 
 
 def _warn_unused(calibration: str, loaded: Loaded, recipe: str) -> None:

@@ -38,6 +38,7 @@ class RunConfig:
     targets: list[Target] = field(default_factory=lambda: [Target.host])
     cores: list[str] = field(default_factory=lambda: list(CORES))
     runner: str | None = None
+    packed_cache: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
     task: TaskConfig = field(default_factory=TaskConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

@@ -112,11 +112,9 @@ def artifact(build: Build, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def pipeline(
-    capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs `python -m pipeline` in this process: (exit code, stdout, stderr)."""
-    cache = tmp_path_factory.mktemp("cache")
+def pipeline(capsys: pytest.CaptureFixture[str], shared: Path) -> Callable[..., tuple[int, str, str]]:
+    """Runs `python -m pipeline` in this process: (exit code, stdout, stderr). One cache for all tests that name none."""
+    cache = shared / "artifacts" / "cache"
 
     def run(*arguments: str) -> tuple[int, str, str]:
         if arguments[:1] == ("run",) and not any(argument.startswith("cache=") for argument in arguments):

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from pipeline.config import ROOT
+from pipeline.pack import pack
 from runtime import packed
 from runtime.delegates import matrices, named_data
+from runtime.errors import OutputError
 from runtime.program import Program, ProgramError
 from tests.checkpoints import Build
 from validation.format import read_format
@@ -201,6 +203,19 @@ def test_what_cannot_be_kept_is_said(build: Build, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "1.6.0")
     with pytest.raises(ProgramError, match=r"by executorch 1\.5\.1, this is 1\.6\.0"):
         Program.open(artifact, tmp_path / "folder")
+
+
+def test_packed_ahead(build: Build, tmp_path: Path) -> None:
+    artifact = build("gqa2", "int4_xnnpack")
+    before = sorted(file.name for file in artifact.iterdir())
+    pack(artifact, tmp_path / "packed")
+    (file,) = (tmp_path / "packed").iterdir()
+    made = file.stat().st_mtime_ns
+    pack(artifact, tmp_path / "packed")
+    assert [f.stat().st_mtime_ns for f in (tmp_path / "packed").iterdir()] == [made]
+    assert sorted(file.name for file in artifact.iterdir()) == before
+    with pytest.raises(OutputError, match=r"whole, but its weights are not packed: .*cannot be kept there"):
+        pack(artifact, artifact / "model.pte")
 
 
 def test_commands_keep_them(pipeline: Pipeline, build: Build, tmp_path: Path) -> None:

@@ -68,6 +68,11 @@ class _Server:
 _servers: list[_Server] = []  # at most one
 
 
+def start_ahead() -> None:
+    """So that what the first child needs is imported when it is asked for."""
+    _running_server()
+
+
 def _running_server() -> _Server:
     """The one there is, if it is this process's, and would start now as it did."""
     at_start = {name: value for name, value in os.environ.items() if name.startswith(AT_START)}

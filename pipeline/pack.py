@@ -1,0 +1,33 @@
+"""The weights of an artifact, packed ahead of its first opening on this machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from runtime.errors import OutputError
+from runtime.program import Program, ProgramError
+from validation.child import run_child
+
+
+def pack(artifact: Path, folder: Path) -> None:
+    """As `Program.open(artifact, packed_cache=folder)` leaves them, in a process of its own.
+
+    The artifact stays as it is. Raises `OutputError`.
+    """
+    child = run_child("pipeline.pack", [str(artifact.resolve()), str(folder.absolute())], lambda _: None)
+    if child.returncode != 0:
+        complaint = child.stderr.strip().splitlines()
+        why = complaint[-1] if complaint else f"the runtime ended with {child.returncode}"
+        raise OutputError(f"{artifact} is whole, but its weights are not packed: {why}")
+
+
+def main() -> None:
+    try:
+        Program.open(sys.argv[1], packed_cache=sys.argv[2])
+    except (ProgramError, OSError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
