@@ -17,17 +17,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import interrupt
+from pipeline.arguments import as_it_stands, with_positional, with_recipe_files, with_task
 from pipeline.commands import COMMANDS, list_recipes
 from pipeline.config import (
     CONF,
     ROOMS,
-    as_it_stands,
     check_keys,
     explain,
     names_of_keys,
     register,
-    with_recipe_files,
-    with_task,
 )
 from pipeline.console import err
 from runtime.errors import INTERNAL_ERROR, INTERRUPTED, PipelineError, UsageError, one_line
@@ -40,7 +38,8 @@ FLAGS |= {"--shell-completion", "-sc"}
 SWEEPS = {"--multirun", "-m"}
 HEARD = {*ROOMS, "serving"}  # whose warnings are ours
 # Flags of ours, and the key that each sets.
-OUR_FLAGS = {"inspect": {"--json": "json=true", "--device": "device=true"}, "compare": {"--json": "json=true"}}
+JSON = {"--json": "json=true"}
+OUR_FLAGS = {"inspect": JSON | {"--device": "device=true"}, "compare": JSON, "release": JSON}
 
 
 def dispatch(command: str, arguments: list[str]) -> int:
@@ -68,6 +67,7 @@ def _under_hydra(
     command: str, arguments: list[str], task: Callable[[Any], None], program: str = "python -m pipeline"
 ) -> int:
     arguments = [OUR_FLAGS.get(command, {}).get(argument, argument) for argument in arguments]
+    arguments = with_positional(command, arguments)
     for argument in arguments:
         if argument.startswith("-") and argument.partition("=")[0] not in FLAGS:
             key = argument.partition("=")[0].lstrip("-")

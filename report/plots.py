@@ -190,6 +190,24 @@ def tuned_plot(single: dict[str, tuple[int, float]], chosen: dict[str, tuple[int
     return Plot(title, picture, "Lower and further left is better.")
 
 
+def choice_plot(group: str, front: dict[str, tuple[float, float]], beaten: dict[str, tuple[float, float]]) -> Plot:
+    """Bytes of the program, and nats from float32. group: of several, else empty."""
+
+    def series(name: str, found: dict[str, tuple[float, float]], draw: Literal["line", "dots"]) -> Series:
+        points = sorted((n_bytes / 2**20, kl, what) for what, (n_bytes, kl) in found.items())
+        tips = tuple(f"{what}: {x:.2f} MiB, {kl:.3g} nats" for x, kl, what in points)
+        return Series(name, [(x, kl) for x, kl, _ in points], draw, tips)
+
+    every = [series("the front", front, "line"), series("beaten", beaten, "dots")]
+    is_log = all(kl > 0 for _, kl in [*front.values(), *beaten.values()])
+    title = f"Size against divergence{': ' * bool(group)}{group}"
+    picture = chart(
+        title, Axis("model.pte, MiB"), Axis("KL, nats", log=is_log), [one for one in every if one.points],
+        legend="inside",
+    )  # fmt: skip
+    return Plot(title, picture, "Lower and further left is better. An artifact may be ahead in time or memory instead.")
+
+
 def parts_plot(sizes: dict[str, Any]) -> Plot:
     title, total = "Size by part", sizes["program"]
     rows = [
