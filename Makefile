@@ -13,8 +13,8 @@ run: $(READY) ## build and validate the int4 program of the bundled checkpoint
 test: $(READY) ## all tests
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
-test-extra: $(READY) ## what takes more packages or minutes than CI has: lm-evaluation-harness, float recipes
-	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev,lm-eval]"
+test-extra: $(READY) ## what takes more packages or minutes than CI has: lm-evaluation-harness, float recipes, a registry in a bucket
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev,lm-eval,s3,s3-server]"
 	$(VENV)/bin/python -m pytest -o addopts= tests/extra
 
 lint: $(READY) ## style, format and types

@@ -15,7 +15,8 @@ import torch
 
 from pipeline.commands.explain import Explained, explain_page
 from report import report_json
-from report.comparison import compare_page, compared_artifacts
+from report.choice_page import compare_page
+from report.overview import overview_of
 from report.page import MEANINGS, bound_text, figure_text, render_report
 from report.plots import costliest, noise_plots
 from runtime.artifact import load_manifest, read_manifest
@@ -45,7 +46,7 @@ def pages(build: Build, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     folder = tmp_path_factory.mktemp("pages")
     sudoku, random = build("dream_sudoku", "int4_xnnpack"), build("gqa2", "fp32_xnnpack")
     (folder / "failed.html").write_text(render_report(*failed(sudoku)))
-    (folder / "compared.html").write_text(compare_page(compared_artifacts(sudoku, random)))
+    (folder / "compared.html").write_text(compare_page(overview_of([sudoku, random])))
     (folder / "explained.html").write_text(explain_page(explained(sudoku)))
     paths = {"valid": sudoku / "report.html", "no task": random / "report.html"}
     return paths | {name: folder / f"{name}.html" for name in ("failed", "compared", "explained")}

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.schema import CompareConfig
+from pipeline.choice_schema import CompareConfig
 from report.candidate import MEASURES, refusing
 from report.choice_page import compare_markdown, compare_page
 from report.comparison import Comparison, cell_text

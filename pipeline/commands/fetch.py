@@ -12,7 +12,7 @@ from evidence.registry import Registry, copy_out, entries_of, find, open_registr
 from evidence.signature import public_key
 from pipeline.choice_schema import FetchConfig
 from pipeline.package import place, staging
-from report.page import size
+from report.plots import size
 from report.terminal import show, table
 from runtime.errors import BadArtifactError, OutputError, UsageError, one_line
 
