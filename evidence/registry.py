@@ -59,7 +59,7 @@ def open_registry(url: str) -> Registry:
     from fsspec.core import url_to_fs
 
     try:
-        fs, root = url_to_fs(url, use_listings_cache=False)
+        fs, root = url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
     except ImportError as error:
         raise UsageError(
             f"registry {url}: {error}; for s3:// that is the extra: pip install 'dreamedge[s3]'"

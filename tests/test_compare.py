@@ -194,7 +194,10 @@ def test_the_front_is_what_nothing_beats(pipeline: Pipeline, choices: Path) -> N
     assert found["unmeasured"]["missing"]["kl"] == "not a number"
     assert found["other"]["group"] != found["small"]["group"]
     assert [(detail["a"], len(detail["rows"]) > 10) for detail in compared["details"]] == 8 * [("elsewhere", True)]
-    assert any("within a machine only" in note and "64 processors: elsewhere" in note for note in compared["notes"])
+    assert any(
+        "within a machine only" in note and "of 64 processors, 2 threads: elsewhere" in note
+        for note in compared["notes"]
+    )
 
 
 def test_what_beats_another(choices: Path) -> None:
