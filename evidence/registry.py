@@ -241,8 +241,10 @@ def _put(registry: Registry, content: Path | bytes, *parts: str) -> None:
     """Whole or not at all: where a file grows as it is written, it gets its name at last."""
     fs, path = registry.fs, registry.path(*parts)
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else {*fs.protocol}
-    aside = path if protocols & AT_ONCE else registry.path(*parts[:-1], f".{parts[-1]}.{uuid.uuid4().hex}{PARTIAL}")
-    fs.makedirs(registry.path(*parts[:-1]), exist_ok=True)
+    aside = path
+    if not protocols & AT_ONCE:  # those have no folders, and s3fs would make a bucket of a name that is misspelt
+        aside = registry.path(*parts[:-1], f".{parts[-1]}.{uuid.uuid4().hex}{PARTIAL}")
+        fs.makedirs(registry.path(*parts[:-1]), exist_ok=True)
     try:
         if isinstance(content, bytes):
             fs.pipe_file(aside, content)

@@ -17,7 +17,7 @@ from report.candidate import (
     open_candidate,
     refusing,
 )
-from report.comparison import Comparison, compared
+from report.comparison import Comparison, cell_text, compared
 from report.plots import size
 from runtime.artifact import files_of
 from runtime.errors import BadArtifactError
@@ -69,14 +69,15 @@ def overview_of(folders: list[Path]) -> Overview:
 
 
 def open_all(folders: list[Path]) -> tuple[list[Candidate], list[Unusable]]:
-    """Each with a name of its own. A candidate can also be held against any other: none lacks a part."""
+    """Each with a name of its own. A candidate can also be held against any other, and shown."""
     opened: list[Candidate] = []
     unusable = []
     for folder, name in zip(folders, names_of(folders), strict=True):
         try:
             one = open_candidate(folder)
             with refusing(folder):
-                compared(one, one)
+                for row in compared(one, one).rows:
+                    cell_text(row.a, row.unit)
                 opened.append(Candidate(**vars(one) | {"name": name}))
         except BadArtifactError as error:
             unusable.append(Unusable(name, folder, str(error)))

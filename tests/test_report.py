@@ -43,7 +43,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(build: Build, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A valid one, one without a task, one out of bounds with a hostile name, two artifacts compared, three; explained."""
+    """A valid one, one without a task, one out of bounds with a hostile name, two and three compared, one explained."""
     folder = tmp_path_factory.mktemp("pages")
     sudoku, random = build("dream_sudoku", "int4_xnnpack"), build("gqa2", "fp32_xnnpack")
     (folder / "failed.html").write_text(render_report(*failed(sudoku)))
