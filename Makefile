@@ -14,8 +14,8 @@ run: $(READY) ## build and validate the int4 program of the bundled checkpoint
 test: $(READY) ## all tests
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
-test-extra: $(READY) ## what takes more packages or minutes than CI has: lm-evaluation-harness, float recipes, launchers
-	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev,lm-eval,joblib,slurm,ray,search]"
+test-extra: $(READY) ## what takes more packages or minutes than CI has: lm-evaluation-harness, launchers, a bucket
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev,lm-eval,joblib,slurm,ray,search,s3,s3-server]"
 	$(VENV)/bin/pip install --quiet --no-deps hydra-ray-launcher==1.2.2
 	$(VENV)/bin/python -m pytest -o addopts= tests/extra
 

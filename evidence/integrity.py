@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from evidence.signature import open_envelope
+from evidence.signature import is_signed, key_id, open_envelope
 from runtime.artifact import (
     MANIFEST_FILE,
     PROVENANCE_FILE,
@@ -18,6 +18,9 @@ from runtime.artifact import (
     read_small,
 )
 from runtime.errors import BadArtifactError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 ENVELOPE_FILE = "provenance.dsse.json"
 
@@ -47,6 +50,15 @@ def check_signatures(folder: Path, provenance: bytes) -> list[tuple[str, bytes]]
     if payload != provenance:
         raise BadArtifactError(f"{folder / PROVENANCE_FILE}: is not what {ENVELOPE_FILE} signs: the file was changed")
     return signatures
+
+
+def check_signed(folder: Path, provenance: bytes, key: Ed25519PublicKey) -> None:
+    """That one of its signatures is of this key. Raises `BadArtifactError`."""
+    signatures = check_signatures(folder, provenance)
+    if not signatures:
+        raise BadArtifactError(f"{folder}: not signed: there is no {ENVELOPE_FILE}")
+    if not any(is_signed(provenance, signature, key) for _, signature in signatures):
+        raise BadArtifactError(f"{folder / ENVELOPE_FILE}: no signature of key {key_id(key)}")
 
 
 def signed_by(signatures: list[tuple[str, bytes]]) -> str:

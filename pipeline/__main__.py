@@ -28,13 +28,16 @@ commands:
   validate  check an artifact again  artifact=DIR [checkpoint=DIR] [baseline=DIR] [summary=FILE] [junit=FILE]
   inspect   show what is in it       artifact=DIR [--json]
   sign      sign it                  artifact=DIR key=FILE
-  verify    whether it was changed   artifact=DIR [key=FILE]
+  verify    whether it was changed   artifact=DIR | registry=DIR|URL [key=FILE]
   generate  write text               artifact=DIR [prompt=TEXT | prompts=FILE | prefix=TEXT suffix=TEXT] [cache=dual]
   chat      talk with it             artifact=DIR [system=TEXT] [save=FILE] [cache=dual] [threshold=0.9]
   serve     behind the OpenAI API    artifact=DIR [port=8000] [cache=dual] [threshold=0.9]
   evaluate  let it solve a task      artifact=DIR [task=NAME] [n=N] [caches=[none,prefix,dual]]
   bench     measure its speed        artifact=DIR [output=FILE]
-  compare   two artifacts            a=DIR b=DIR [--json] [html=FILE]
+  compare   any number of artifacts  DIR DIR ... [--json] [html=FILE] [summary=FILE]
+  release   choose what to ship      DIR DIR ... [budget.kl=NATS] [budget.bytes=N] [baseline=DIR] [key=FILE]
+  publish   into a registry          DIR ... registry=DIR|URL
+  fetch     out of a registry        [ID|NAME] registry=DIR|URL [output=DIR] [key=FILE]
   explain   show where error arises  artifact=DIR checkpoint=DIR [output=FILE]
   tune      choose formats           budget.kl=NATS | budget.bytes=N [checkpoint=DIR] [output=FILE] [plot=FILE]
   clean     remove quantized weights [cache=DIR]

@@ -14,17 +14,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.arguments import as_it_stands, quoted, with_positional, with_recipe_files, with_task
 from pipeline.commands import COMMANDS, list_recipes
 from pipeline.config import (
     CONF,
-    as_it_stands,
     check_keys,
     explain,
     names_of_keys,
-    quoted,
     register,
-    with_recipe_files,
-    with_task,
 )
 from pipeline.outcome import be_heard, fail, outcome, quiet
 from runtime.errors import INTERRUPTED, PipelineError, UsageError
@@ -36,7 +33,8 @@ TEXT_KEYS = {"prompt", "system", "prefix", "suffix"}
 FLAGS |= {"--shell-completion", "-sc"}
 SWEEPS = {"--multirun", "-m"}
 # Flags of ours, and the key that each sets.
-OUR_FLAGS = {"inspect": {"--json": "json=true", "--device": "device=true"}, "compare": {"--json": "json=true"}}
+JSON = {"--json": "json=true"}
+OUR_FLAGS = {"inspect": JSON | {"--device": "device=true"}, "compare": JSON, "release": JSON}
 
 
 def dispatch(command: str, arguments: list[str]) -> int:
@@ -64,6 +62,7 @@ def _under_hydra(
     command: str, arguments: list[str], task: Callable[[Any], None], program: str = "python -m pipeline"
 ) -> int:
     arguments = [OUR_FLAGS.get(command, {}).get(argument, argument) for argument in arguments]
+    arguments = with_positional(command, arguments)
     for argument in arguments:
         if argument.startswith("-") and argument.partition("=")[0] not in FLAGS:
             key = argument.partition("=")[0].lstrip("-")

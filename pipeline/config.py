@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import tempfile
 from dataclasses import is_dataclass
@@ -11,13 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from pipeline.schema import SCHEMAS, TEXTS
+from pipeline.schema import SCHEMAS
 from pipeline.synonyms import SYNONYMS
 from recipes.options import Recipe
 from runtime.errors import UsageError
@@ -84,37 +81,6 @@ def names_of_keys(command: str) -> list[str]:
     return _keys(SCHEMAS[command])
 
 
-def as_it_stands(argument: str, command: str, is_sweep: bool) -> str:
-    """`KEY=VALUE` of a path or a text in quotes, so that Hydra reads nothing into it; any other as it is.
-
-    A `~` or `~user` that a path begins with is expanded, and a sweep tries each path between commas; one that is part
-    of a path is `\\,` there. `null` is none, where there may be none. Raises `UsageError` for a path that is empty.
-    """
-    key, is_given, value = argument.partition("=")
-    hints = _hints(SCHEMAS[command])
-    hint = hints.get(key.lstrip("+"))
-    if is_given and dict[str, str] in (hint, hints.get(key.rpartition(".")[0])):
-        return f"++{argument.lstrip('+')}"  # whose keys are the user's own; Hydra would take them for wrong ones
-    if not is_given or hint not in (str, str | None) or (value == "null" and hint is not str):
-        return argument
-    if key.lstrip("+").rpartition(".")[2] in TEXTS:
-        return f"{key}={quoted(value)}"
-    paths = _paths(value) if is_sweep else [value]
-    if not all(paths):
-        raise UsageError(f"{key} is empty: a path is expected")
-    return f"{key}={','.join(quoted(os.path.expanduser(path)) for path in paths)}"  # noqa: PTH111 (~x may be no user)
-
-
-def _paths(swept: str) -> list[str]:
-    return [path.replace("\\,", ",") for path in re.split(r"(?<!\\),", swept)]
-
-
-def quoted(text: str) -> str:
-    """For Hydra's parser, and then for OmegaConf, which would resolve `${…}`."""
-    literal = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", text)
-    return QuotedString(literal, Quote.single).with_quotes()
-
-
 def load_recipe(name: str) -> Recipe:
     """The recipe of `conf/recipe/NAME.yaml`, checked. Raises `UsageError`."""
     return _choice("recipe", name, Recipe)
@@ -123,65 +89,6 @@ def load_recipe(name: str) -> Recipe:
 def load_task(name: str) -> TaskConfig:
     """The task of `conf/task/NAME.yaml`, checked. Raises `UsageError`."""
     return _choice("task", name, TaskConfig)
-
-
-def with_recipe_files(arguments: list[str], is_sweep: bool) -> list[str]:
-    """The arguments, with the name that Hydra then knows a recipe by in place of `recipe=FILE.yaml`.
-
-    Raises `UsageError` for a file that is no recipe.
-    """
-    store = ConfigStore.instance()
-    store.repo.pop("recipe", None)  # those of a call before
-
-    def known(choice: str) -> str:
-        if not choice.endswith(RECIPE_FILES):
-            return choice
-        name = f"file_{len(store.repo.get('recipe', {}))}"
-        store.store(name=name, node=_read_recipe(Path(choice).expanduser()), group="recipe")
-        return name
-
-    def replaced(argument: str) -> str:
-        key, is_given, value = argument.partition("=")
-        if key != "recipe" or not is_given:
-            return argument
-        return f"recipe={','.join(known(choice) for choice in (_paths(value) if is_sweep else [value]))}"
-
-    return [replaced(argument) for argument in arguments]
-
-
-def _read_recipe(file: Path) -> dict[str, Any]:
-    """Checked against the types of a recipe."""
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(file))
-        if not isinstance(content, dict):
-            raise UsageError(f"recipe {file} holds no keys and values")
-        known = OmegaConf.merge({"recipe": OmegaConf.structured(Recipe)}, {"recipe": content})
-        if missing := sorted(str(key) for key in OmegaConf.missing_keys(known)):
-            raise UsageError(f"recipe {file}: {missing[0]} is not given")
-        OmegaConf.to_object(known)
-    except OSError as error:
-        hint = nearest(file.stem, names_of("recipe"))
-        raise UsageError(f"recipe {file} cannot be read: {error.strerror or error}{hint}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"recipe {file} is not UTF-8") from error
-    except YAMLError as error:
-        raise UsageError(f"recipe {file} is not YAML: {_first_line(error)}") from error
-    except OmegaConfBaseException as error:
-        raise UsageError(f"recipe {file}: {explain(error, 'run')}") from error
-    return {str(key): value for key, value in content.items()}
-
-
-def with_task(command: str, arguments: list[str], is_sweep: bool) -> list[str]:
-    """The arguments with `task=`, where they name none: what the checkpoint, or the artifact, brings."""
-    key = {"run": "checkpoint", "tune": "checkpoint", "evaluate": "artifact"}.get(command)
-    if key is None or any(argument.partition("=")[0].lstrip("+~") == "task" for argument in arguments):
-        return arguments
-    given = next((a.partition("=")[2] for a in reversed(arguments) if a.partition("=")[0] == key), str(BUNDLED))
-    paths = given.split(",") if is_sweep else [given]
-    name_of = task_of_artifact if command == "evaluate" else task_of_checkpoint
-    names = {name_of(Path(path).expanduser()) for path in paths}
-    # Checkpoints of one sweep may differ: then each job finds its own.
-    return [*arguments, f"task={names.pop()}"] if len(names) == 1 else arguments
 
 
 def task_of_checkpoint(checkpoint: Path) -> str:
@@ -224,11 +131,11 @@ def explain(error: Exception, command: str) -> str:
         return f"no {group} {value!r}{nearest(value, options)}; there are {', '.join(options)}"
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: key=value is expected"
-    first, cause = _first_line(error), error.__cause__
+    first, cause = first_line(error), error.__cause__
     key = str(getattr(cause, "full_key", None) or getattr(error, "full_key", None) or "")
     if first.startswith("Could not override '"):
         key = first.split("'")[1]
-    detail = _first_line(cause) if cause is not None else first
+    detail = first_line(cause) if cause is not None else first
     if key and (first.startswith("Could not override '") or "is not in struct" in detail or "not in '" in detail):
         return _no_key(key, command)
     expected = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", detail)
@@ -254,7 +161,7 @@ def _no_key(key: str, command: str) -> str:
     return f"no key {key!r}{nearest(key, names_of_keys(command))}"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -268,17 +175,17 @@ def nearest(word: str, words: list[str]) -> str:
 
 def _keys(schema: type) -> list[str]:
     """Every key that can be set, groups included, with dots."""
-    return list(_hints(schema))
+    return list(hints_of(schema))
 
 
-def _hints(schema: type) -> dict[str, Any]:
+def hints_of(schema: type) -> dict[str, Any]:
     """The type of each key, groups included, by its name with dots."""
     hints = {}
     for name, hint in get_type_hints(schema).items():
         hints[name] = hint
         for inner in (hint, *get_args(hint)):
             if isinstance(inner, type) and is_dataclass(inner):
-                hints |= {f"{name}.{key}": type_ for key, type_ in _hints(inner).items()}
+                hints |= {f"{name}.{key}": type_ for key, type_ in hints_of(inner).items()}
     return hints
 
 

@@ -7,6 +7,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
+from pipeline.choice_schema import CompareConfig, FetchConfig, PublishConfig, ReleaseConfig
 from pipeline.decoding import Cache, DecodingConfig
 from recipes.options import Recipe
 from validation.settings import Budget, EvaluatedTask, TaskConfig, ValidationConfig
@@ -137,7 +138,8 @@ class SignConfig:
 
 @dataclass
 class VerifyConfig:
-    artifact: str = MISSING
+    artifact: str | None = None
+    registry: str | None = None
     key: str | None = None
 
 
@@ -215,14 +217,6 @@ class BenchConfig:
 
 
 @dataclass
-class CompareConfig:
-    a: str = MISSING
-    b: str = MISSING
-    json: bool = False
-    html: str | None = None
-
-
-@dataclass
 class ExplainConfig:
     artifact: str = MISSING
     checkpoint: str = MISSING
@@ -240,8 +234,6 @@ class CleanConfig:
 # Keys of type `str`, by their last names: those that are paths, whose `~` is expanded, and other text.
 PATHS = {
     "artifact",
-    "a",
-    "b",
     "baseline",
     "cache",
     "checker",
@@ -255,9 +247,11 @@ PATHS |= {
     "calibration",
     "lm_eval_tasks",
     "lora",
+    "notes",
     "packed_cache",
     "plot",
     "prompts",
+    "registry",
     "runner",
     "save",
     "summary",
@@ -265,6 +259,9 @@ PATHS |= {
     "texts",
 }
 TEXTS = {"better", "description", "host", "name", "prefix", "prompt", "suffix", "system"}
+
+# The key of a command that takes what is given without one.
+POSITIONAL = dict.fromkeys(("compare", "release", "publish", "fetch"), "artifacts")
 
 SCHEMAS = {
     "run": RunConfig,
@@ -278,6 +275,9 @@ SCHEMAS = {
     "evaluate": EvaluateConfig,
     "bench": BenchConfig,
     "compare": CompareConfig,
+    "release": ReleaseConfig,
+    "publish": PublishConfig,
+    "fetch": FetchConfig,
     "explain": ExplainConfig,
     "tune": TuneConfig,
     "clean": CleanConfig,

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 from pipeline.job import Record
 from report.files import write_json, write_text
+from report.front import Point, front_plots
 from report.page import picture
-from report.plots import Point, front_plots
 from runtime.artifact import MANIFEST_FILE
 
 FRONT_FILE, PLOT_FILE, RECIPE_FILE = "front.json", "front.svg", "best.yaml"

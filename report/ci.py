@@ -6,11 +6,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from report.files import write_text
+from report.markdown import LONGEST, code, row
 from report.terminal import bound_text
 from runtime.errors import PipelineError, one_line
 from validation.figures import Figure
-
-LONGEST = 300  # characters of a text that an artifact or an error brings
 
 
 def write_reports(
@@ -30,17 +29,17 @@ def write_reports(
 def markdown(name: str, figures: list[Figure], error: PipelineError | None) -> str:
     wrong = [figure for figure in figures if not figure.ok]
     is_valid = not wrong and error is None
-    lines = [f"## {'✅' if is_valid else '❌'} {_code(name)} is {'valid' if is_valid else 'not valid'}", ""]
+    lines = [f"## {'✅' if is_valid else '❌'} {code(name)} is {'valid' if is_valid else 'not valid'}", ""]
     if error is not None:
-        return "\n".join([*lines, f"{_code(str(error))} (exit code {error.exit_code})", ""])
+        return "\n".join([*lines, f"{code(str(error))} (exit code {error.exit_code})", ""])
     judged = [figure for figure in figures if figure.bound is not None]
     within = sum(figure.ok for figure in judged)
     lines += [f"{within} of {len(judged)} figures are within bounds, {len(figures) - len(judged)} are reported.", ""]
     lines += ["| | | figure | value | bound | where |", "|---|---|---|---|---|---|"]
     for figure in [*wrong, *(figure for figure in figures if figure.ok)]:
-        cells = (f"{figure.value:.6g}", bound_text(figure), _code(figure.where) if figure.where else "")
+        cells = (f"{figure.value:.6g}", bound_text(figure), code(figure.where))
         mark = "❌" if not figure.ok else "✅" if figure.bound is not None else ""
-        lines.append(f"| {mark} | {figure.group} | `{figure.name}` | {' | '.join(cells)} |")
+        lines.append(row(mark, figure.group, code(figure.name), *cells))
     return "\n".join([*lines, ""])
 
 
@@ -60,8 +59,3 @@ def junit(name: str, figures: list[Figure], error: PipelineError | None) -> str:
     suites.append(suite)
     ElementTree.indent(suites)
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=False) + "\n"
-
-
-def _code(text: str) -> str:
-    """As code: no link, no HTML and no image of an artifact gets into the page of who reads it."""
-    return "`" + one_line(text, LONGEST).replace("`", "'").replace("|", "\\|") + "`"

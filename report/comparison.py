@@ -1,21 +1,14 @@
-"""`compare`: two artifacts side by side, from what their manifests and reports hold. Nothing is run."""
+"""Two artifacts in detail, from what their manifests and reports hold. Nothing is run."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from jinja2 import TemplateError
-
-from report.page import REPORT_FILE, page
-from report.plots import PARTS, agreement_plot, difference_plot, size, speed_plot
-from runtime.artifact import ArtifactError, files_of, read_manifest, read_small
-from runtime.errors import BadArtifactError
+from report.candidate import Candidate
+from report.plots import PARTS, size
 
 SAME = 0.01  # values nearer to each other are neither better nor worse
 SAME_ONCE = 0.1  # times, and the memory of processes, were measured once
@@ -27,16 +20,7 @@ Side = Literal["a", "b"]
 Shape = tuple[int, int, int]  # of a call: tokens, kv_len, rows
 
 
-@dataclass(frozen=True)
-class Artifact:
-    """As it is on disk; every file is what the manifest says."""
-
-    name: str
-    manifest: dict[str, Any]
-    report: dict[str, Any]
-
-
-Both = tuple[Artifact, Artifact]
+Both = tuple[Candidate, Candidate]
 
 
 @dataclass(frozen=True)
@@ -62,65 +46,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    a: Artifact
-    b: Artifact
+    a: Candidate
+    b: Candidate
     notes: list[str]
     rows: list[Row]
 
-
-def compared_artifacts(a: Path, b: Path) -> Comparison:
-    """Raises `BadArtifactError`."""
-    one, two = _open(a), _open(b)
-    with refusing(a, b):
-        rows = [row for group in (_made_of, _sizes, _speed, _quality, _graph) for row in group((one, two))]
-        return Comparison(one, two, [*_notes(one, two), *_left_out((one, two))], rows)
+    @property
+    def groups(self) -> list[str]:
+        return list(dict.fromkeys(row.group for row in self.rows))
 
 
-def compare_page(compared: Comparison) -> str:
-    """As HTML."""
-    names = (f"a: {compared.a.name}", f"b: {compared.b.name}")
-    reports = dict(zip(names, (compared.a.report, compared.b.report), strict=True))
-    return page(
-        "compare.html.j2",
-        compared=compared,
-        groups=list(dict.fromkeys(row.group for row in compared.rows)),
-        text=cell_text,
-        plots=[
-            difference_plot({name: report["differences"] for name, report in reports.items()}),
-            agreement_plot(reports, "masks"),
-            agreement_plot(reports, "position"),
-            speed_plot({name: report["calls"] for name, report in reports.items()}),
-        ],
-    )
+def compared(a: Candidate, b: Candidate) -> Comparison:
+    """For use within `refusing`."""
+    rows = [row for group in (_made_of, _sizes, _speed, _quality, _graph) for row in group((a, b))]
+    return Comparison(a, b, [*_notes(a, b), *_left_out((a, b))], rows)
 
 
-@contextmanager
-def refusing(a: Path, b: Path) -> Iterator[None]:
-    """What a changed manifest or report can make go wrong anywhere."""
-    try:
-        yield
-    except (
-        LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, TemplateError,
-    ) as error:  # fmt: skip
-        raise BadArtifactError(
-            f"{a}, {b}: cannot be compared: {type(error).__name__}: {error}; were both made by this version?"
-        ) from error
-
-
-def _open(folder: Path) -> Artifact:
-    try:
-        manifest = read_manifest(folder)
-        if REPORT_FILE not in files_of(manifest):
-            raise ArtifactError(f"{folder}: its manifest names no {REPORT_FILE}")
-        report = json.loads(read_small(folder / REPORT_FILE))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadArtifactError(f"{folder / REPORT_FILE}: not a report: {type(error).__name__}: {error}") from error
-    except ArtifactError as error:
-        raise BadArtifactError(str(error)) from error
-    return Artifact(folder.resolve().name, manifest, report)
-
-
-def _notes(a: Artifact, b: Artifact) -> list[str]:
+def _notes(a: Candidate, b: Candidate) -> list[str]:
     """What has to be known before figures are held against each other."""
     notes = []
     if a.manifest["files"]["model.pte"]["sha256"] == b.manifest["files"]["model.pte"]["sha256"]:
@@ -257,12 +199,3 @@ def cell_text(value: Any, unit: str) -> str:
     if unit == "s":
         return f"{value:,.1f} s" if value >= 1 else f"{1000 * value:.2f} ms"
     return f"{value:,.5g}{' ' * (unit == 'dB')}{unit}"
-
-
-def as_json(compared: Comparison) -> dict[str, Any]:
-    sides = {side: getattr(compared, side) for side in ("a", "b")}
-    return {
-        **{side: {"name": one.name, "files": files_of(one.manifest)} for side, one in sides.items()},
-        "notes": compared.notes,
-        "rows": [asdict(row) for row in compared.rows],
-    }

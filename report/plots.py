@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -174,54 +173,6 @@ def fidelity_plot(calls: list[dict[str, Any]], figures: dict[str, Any]) -> Plot:
         chart(title, Axis("positions that the call sees", log=True), Axis("signal to noise, dB"), series, bounds),
         text,
     )
-
-
-def tuned_plot(single: dict[str, tuple[int, float]], chosen: dict[str, tuple[int, float]]) -> Plot:
-    """Bytes of all weights, and nats from float32: of one format for all matrices, and of one for each."""
-
-    def series(name: str, found: dict[str, tuple[int, float]], draw: Literal["line", "dots"]) -> Series:
-        points = sorted((n_bytes / 2**20, kl, what) for what, (n_bytes, kl) in found.items())
-        tips = tuple(f"{what}: {x:.2f} MiB, {kl:.5f} nats" for x, kl, what in points)
-        return Series(name, [(x, kl) for x, kl, _ in points], draw, tips)
-
-    title = "Size against divergence"
-    every = [series("a format for each", chosen, "line"), series("one for all", single, "dots")]
-    limits = (0.0, max(kl for _, kl in [*single.values(), *chosen.values()]))
-    picture = chart(title, Axis("weights, MiB"), Axis("KL, nats", limits), every, legend="inside")
-    return Plot(title, picture, "Lower and further left is better.")
-
-
-@dataclass(frozen=True)
-class Point:
-    """An artifact of a search. bytes: of the program. kl: nats. seconds: of the calls that validated it."""
-
-    name: str
-    bytes: float
-    kl: float
-    seconds: float
-
-    @property
-    def objectives(self) -> tuple[float, float, float]:
-        return self.bytes, self.kl, self.seconds
-
-
-def front_plots(points: Sequence[Point], front: Sequence[Point], best: Point) -> list[Plot]:
-    """Size and time of what a search made, each against the divergence."""
-
-    def series(name: str, shown: Sequence[Point], of: Callable[[Point], float]) -> Series:
-        tips = tuple(f"{p.name}: {p.bytes / 2**20:.2f} MiB, {p.kl:.5f} nats, {p.seconds:.2f} s" for p in shown)
-        return Series(name, [(of(point), point.kl) for point in shown], "dots", tips)
-
-    def plot(title: str, axis: str, of: Callable[[Point], float]) -> Plot:
-        others = [point for point in points if point not in front]
-        kinds = {"beaten": others, "on the front": [one for one in front if one != best], "best": [best]}
-        every = [series(name, shown, of) for name, shown in kinds.items() if shown]
-        return Plot(title, chart(title, Axis(axis), Axis("KL, nats"), every), "Lower and further left is better.")
-
-    return [
-        plot("Size against divergence", "program, MiB", lambda point: point.bytes / 2**20),
-        plot("Time against divergence", "validating calls, seconds", lambda point: point.seconds),
-    ]
 
 
 def parts_plot(sizes: dict[str, Any]) -> Plot:

@@ -24,8 +24,8 @@ from pipeline.schema import TuneBudget, TuneConfig
 from pipeline.tuning import FORMATS, Tried, choose
 from recipes.options import Rounding, Scales
 from report.files import write_json, write_text
+from report.front import tuned_plot
 from report.page import picture
-from report.plots import tuned_plot
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 

@@ -113,7 +113,7 @@ def artifact(build: Build, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pipeline(capsys: pytest.CaptureFixture[str], shared: Path) -> Callable[..., tuple[int, str, str]]:
-    """Runs `python -m pipeline` in this process: (exit code, stdout, stderr). One cache for all tests that name none."""
+    """Runs `python -m pipeline` in this process: (exit code, stdout, stderr). Tests that name no cache share one."""
     cache = shared / "artifacts" / "cache"
 
     def run(*arguments: str) -> tuple[int, str, str]:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from pipeline import config, road
 from pipeline.__main__ import HELP
 from pipeline.commands import COMMANDS
-from pipeline.config import _hints
+from pipeline.config import hints_of
 from pipeline.schema import PATHS, SCHEMAS, TEXTS
 from runtime import errors
 from tests.checkpoints import BUNDLED, GOLDEN, ROOT, Build
@@ -183,7 +183,7 @@ def test_a_tilde_is_a_home(asked: Callable[..., list[Any]], monkeypatch: pytest.
 
 def test_every_key_of_text_is_a_path_or_not() -> None:
     for schema in SCHEMAS.values():
-        texts = {key.rpartition(".")[2] for key, hint in _hints(schema).items() if hint in (str, str | None)}
+        texts = {key.rpartition(".")[2] for key, hint in hints_of(schema).items() if hint in (str, str | None)}
         assert texts <= PATHS | TEXTS
     assert not PATHS & TEXTS
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from model import ConfigError, DreamEdgeConfig
-from pipeline.config import with_task
+from pipeline.arguments import with_task
 from runtime.artifact import SCHEMA_VERSION
 from tests.checkpoints import BUNDLED
 

@@ -17,7 +17,7 @@ from evidence.device import cmake_lines
 from pipeline.__main__ import HELP
 from pipeline.cli import OUR_FLAGS
 from pipeline.config import _keys, names_of
-from pipeline.schema import SCHEMAS
+from pipeline.schema import POSITIONAL, SCHEMAS
 from runtime.artifact import read_manifest
 from tests.checkpoints import BUNDLED, GOLDEN, INFILL, ROOT, Build, arguments
 
@@ -73,6 +73,10 @@ NOT_RUN = {
         " cache=dual threshold=0.9"
     ): "test_chat.py",
     '.venv/bin/pip install --constraint constraints.txt --editable ".[lm-eval]"': "takes the network",
+    '.venv/bin/pip install --constraint constraints.txt --editable ".[s3]"': "takes the network",
+    (
+        ".venv/bin/python -m pipeline publish artifacts/dream_sudoku-int4_xnnpack registry=s3://bucket/models"
+    ): "takes a bucket; tests/extra/test_s3.py",
     (
         ".venv/bin/python -m pipeline evaluate artifact=DIR lm_eval=[gsm8k,humaneval] n=100"
         " temperature=0.1 top_p=0.9 threshold=0.9"
@@ -171,7 +175,8 @@ def test_commands_exist() -> None:
                 assert words[1] in targets
             if words[1:3] == ["-m", "pipeline"]:
                 keys = _keys(SCHEMAS[words[3]]) if words[3] != "recipes" else []
-                given = {word.partition("=")[0].lstrip("+") for word in words[4:]}
+                is_named = [w for w in words[4:] if words[3] not in POSITIONAL or "=" in w or w.startswith("-")]
+                given = {word.partition("=")[0].lstrip("+") for word in is_named}
                 given = {key for key in given if key.partition(".")[0].partition("/")[0] != "hydra"}
                 rules = {key for key in given if key.startswith("recipe.linear.rules.")}
                 assert given - rules <= {*keys, *OUR_FLAGS.get(words[3], {}), "--multirun"}

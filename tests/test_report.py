@@ -15,12 +15,14 @@ import torch
 
 from pipeline.commands.explain import Explained, explain_page
 from report import report_json
-from report.comparison import compare_page, compared_artifacts
+from report.choice_page import compare_page
+from report.overview import overview_of
 from report.page import MEANINGS, bound_text, figure_text, render_report
 from report.plots import costliest, noise_plots
 from runtime.artifact import load_manifest, read_manifest
 from tests.browser import CONTRASTS, Browser, chromium
 from tests.checkpoints import ROOT, Build
+from tests.resealing import variant
 from validation.format import ProgramFormat
 from validation.judge import Measured
 from validation.logits import summarize
@@ -41,14 +43,16 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(build: Build, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A valid one, one without a task, one out of bounds with a hostile name, two artifacts compared, one explained."""
+    """A valid one, one without a task, one out of bounds with a hostile name, two and three compared, one explained."""
     folder = tmp_path_factory.mktemp("pages")
     sudoku, random = build("dream_sudoku", "int4_xnnpack"), build("gqa2", "fp32_xnnpack")
     (folder / "failed.html").write_text(render_report(*failed(sudoku)))
-    (folder / "compared.html").write_text(compare_page(compared_artifacts(sudoku, random)))
+    (folder / "compared.html").write_text(compare_page(overview_of([sudoku, random])))
+    other = variant(sudoku, folder / LONG_NAME.replace("/", ""), {"kl_divergence": 0.5}, padding=9)
+    (folder / "chosen.html").write_text(compare_page(overview_of([sudoku, other, random])))
     (folder / "explained.html").write_text(explain_page(explained(sudoku)))
     paths = {"valid": sudoku / "report.html", "no task": random / "report.html"}
-    return paths | {name: folder / f"{name}.html" for name in ("failed", "compared", "explained")}
+    return paths | {name: folder / f"{name}.html" for name in ("failed", "compared", "chosen", "explained")}
 
 
 def explained(artifact: Path) -> Explained:
@@ -73,7 +77,7 @@ def failed(artifact: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return manifest, report | {"valid": False}
 
 
-@pytest.mark.parametrize("name", ["valid", "no task", "failed", "compared", "explained"])
+@pytest.mark.parametrize("name", ["valid", "no task", "failed", "compared", "chosen", "explained"])
 def test_in_a_browser(browser: Browser, pages: dict[str, Path], name: str) -> None:
     """No request but the page itself, no complaint, nothing wider than the window, and all text can be read."""
     for width in (DESKTOP, PHONE):

@@ -51,8 +51,8 @@ def commands(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> l
         ["verify", f"artifact={one}"],
         ["generate", f"artifact={sudoku}", *lines],
         ["generate", f"artifact={sudoku}", "cache=dual", f"prompt={PUZZLE}"],
-        ["compare", f"a={one}", f"b={sudoku}"],
-        ["compare", f"a={one}", f"b={sudoku}", "--json"],
+        ["compare", str(one), str(sudoku)],
+        ["compare", str(one), str(sudoku), "--json"],
         ["clean", f"cache={tmp_path / '数独'}"],
     ]
 

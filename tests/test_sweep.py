@@ -29,7 +29,7 @@ from pipeline.schema import RunConfig
 from pipeline.search import best_of, front_of, write_found
 from pipeline.sweep import begin
 from recipes.stored import Weights, untie
-from report.plots import Point
+from report.front import Point
 from runtime.artifact import sha256
 from runtime.errors import OutputError, RecipeError, ResourceError, UsageError
 from tests.checkpoints import BUNDLED, GOLDEN

@@ -113,6 +113,24 @@ def _compare(config: Any) -> None:
     compare(config, out())
 
 
+def _release(config: Any) -> None:
+    from pipeline.commands.release import release
+
+    release(config, out())
+
+
+def _publish(config: Any) -> None:
+    from pipeline.commands.publish import publish_all
+
+    publish_all(config, out())
+
+
+def _fetch(config: Any) -> None:
+    from pipeline.commands.fetch import fetch
+
+    fetch(config, out())
+
+
 def _explain(config: Any) -> None:
     from pipeline.commands.explain import explain_artifact, show
     from pipeline.display import Display
@@ -160,6 +178,9 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "evaluate": _evaluate,
     "bench": _bench,
     "compare": _compare,
+    "release": _release,
+    "publish": _publish,
+    "fetch": _fetch,
     "explain": _explain,
     "tune": _tune,
     "clean": _clean,

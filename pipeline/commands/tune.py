@@ -37,8 +37,8 @@ from pipeline.tuning import (
 from recipes.options import Recipe
 from recipes.stored import Weights
 from report.files import check_output, write_text
+from report.front import tuned_plot
 from report.page import picture
-from report.plots import tuned_plot
 from report.terminal import mib, show, table
 from runtime.errors import OutputError, UsageError
 from validation.divergence import Divergence
