@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from pipeline.config import source_files
-from pipeline.console import err
+from pipeline.console import out
 from pipeline.lock import in_turn
 from pipeline.outcome import be_heard, outcome, quiet
 from pipeline.schema import RunConfig
@@ -218,7 +218,7 @@ def _disk() -> tuple[int, int] | None:
 
 
 def _say(line: str) -> None:
-    err.print(line, markup=False)
+    out().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
