@@ -25,6 +25,7 @@ from validation.reference import Task
 from validation.settings import ValidationConfig
 
 FILE = "float32.safetensors"
+FLOAT32 = "float32-"  # that the names of its folders begin with
 ROOMS = ("model", "recipes", "runtime", "validation")  # whose code decides what float32 gives
 
 
@@ -45,7 +46,7 @@ def float32_of(
     max_seq_len, max_rows = enough(material, n_new, max_seq_len, max_rows)
     asked = (n_new, settings, max_seq_len, max_rows)
     made_of = _made_of(loaded, material, task, *asked)
-    folder = cache / f"float32-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
+    folder = cache / f"{FLOAT32}{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with in_turn(folder / LOCK_FILE, lambda holder: report(f"waits for {holder}")):

@@ -6,6 +6,7 @@ import errno
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -79,7 +80,7 @@ def test_the_estimate_of_a_large_model_is_shown(
     pipeline: Pipeline, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs = estimate.Estimate({"load": 2**30, "export": 2**30, "lower": 9 * 2**30, "program": 2**30}, 2**32, 2**32)
-    monkeypatch.setattr(estimate, "estimate", lambda _: needs)
+    monkeypatch.setattr(road, "estimate", lambda _: needs)
     monkeypatch.setattr(estimate, "available_memory", lambda: 8 * 2**30)
     code, out, err = pipeline(*arguments)
     assert code == 8
@@ -106,14 +107,17 @@ def test_clean_removes_what_runs_kept_and_nothing_else(
         raise InputError("stopped")
 
     monkeypatch.setattr(road, "export", stop)
+    monkeypatch.setattr(road, "begun", lambda *_: nullcontext(lambda _: None))
     cache = tmp_path / "cache"
     assert pipeline(*arguments)[0] == 3
     assert pipeline(*arguments, "recipe=int8_xnnpack")[0] == 3
     assert len(list(cache.iterdir())) == 2
+    (cache / "float32-0").mkdir()
+    (cache / "float32-0" / "made_of.json").touch()
     (cache / "mine").mkdir()
     (cache / "mine" / "notes.txt").write_text("keep")
     code, out, _ = pipeline("clean", f"cache={cache}")
-    assert (code, out.split(" from ")[0]) == (0, "removed 2 quantized model(s)")
+    assert (code, out.split(" from ")[0]) == (0, "removed 2 quantized model(s) and 1 of float32's results")
     assert [path.name for path in cache.rglob("*")] == ["mine", "notes.txt"]
     shutil.rmtree(cache)
     assert pipeline("clean", f"cache={cache}")[0] == 0

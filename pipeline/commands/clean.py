@@ -1,4 +1,4 @@
-"""`clean`: remove the quantized weights that runs have kept."""
+"""`clean`: remove what runs have kept: quantized weights, and what float32 gives."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pipeline.float32 import FLOAT32
 from pipeline.lock import locked
 from pipeline.quantize import LOCK_FILE, is_kept
 from pipeline.schema import CleanConfig
@@ -15,7 +16,7 @@ from runtime.errors import OutputError
 
 
 def clean(config: CleanConfig, console: Console) -> None:
-    """Only what `quantize` made is removed. Raises `OutputError`."""
+    """Only what runs made is removed. Raises `OutputError`."""
     cache = Path(config.cache)
     try:
         folders = [folder for folder in cache.glob("*") if is_kept(folder)] if cache.is_dir() else []
@@ -27,5 +28,9 @@ def clean(config: CleanConfig, console: Console) -> None:
             cache.rmdir()
     except OSError as error:
         raise OutputError(f"cache {cache} cannot be removed: {error.strerror or error}") from error
-    said = f"removed {len(folders)} quantized model(s) from {cache}, {mib(freed)}"
+    of_float32 = sum(folder.name.startswith(FLOAT32) for folder in folders)
+    kinds = f"{len(folders) - of_float32} quantized model(s)" + f" and {of_float32} of float32's results" * bool(
+        of_float32
+    )
+    said = f"removed {kinds} from {cache}, {mib(freed)}"
     console.print(said, highlight=False, markup=False, soft_wrap=True)

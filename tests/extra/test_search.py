@@ -18,7 +18,7 @@ def test_a_search(
     """A trial that cannot be made fails alone; the same command repeats nothing; the best is a recipe that builds."""
     monkeypatch.chdir(tmp_path)
     kinds = [f"recipe.linear.rules.{kind}=choice(int4,int8)" for kind in ("q_proj", "down_proj")]
-    trials = ["hydra/sweeper=search", "hydra.sweeper.n_trials=4", "recipe.linear.group_size=choice(32,48)"]
+    trials = ["hydra/sweeper=search", "hydra.sweeper.n_trials=6", "recipe.linear.group_size=choice(32,64,48)"]
     fixed = [
         f"checkpoint={GOLDEN / 'gqa2'}",
         "recipe=int4_xnnpack",
