@@ -29,8 +29,6 @@ def clean(config: CleanConfig, console: Console) -> None:
     except OSError as error:
         raise OutputError(f"cache {cache} cannot be removed: {error.strerror or error}") from error
     of_float32 = sum(folder.name.startswith(FLOAT32) for folder in folders)
-    kinds = f"{len(folders) - of_float32} quantized model(s)" + f" and {of_float32} of float32's results" * bool(
-        of_float32
-    )
-    said = f"removed {kinds} from {cache}, {mib(freed)}"
+    of_others = f" and {of_float32} of float32's results" if of_float32 else ""
+    said = f"removed {len(folders) - of_float32} quantized model(s){of_others} from {cache}, {mib(freed)}"
     console.print(said, highlight=False, markup=False, soft_wrap=True)
