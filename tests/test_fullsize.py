@@ -26,14 +26,14 @@ TALL = DreamEdgeConfig(
     vocab_size=151936,
     hidden_size=512,
     intermediate_size=512,
-    num_hidden_layers=14,
+    num_hidden_layers=6,
     num_attention_heads=8,
     num_key_value_heads=2,
     max_position_embeddings=4096,
 )
 VOCABULARY = TALL.vocab_size * TALL.hidden_size
-# What executorch's graphs of 14 layers take: measured, three times, 340 and 341 MiB.
-LOWERING = 350 * MIB
+# What executorch's graphs of 6 layers take: measured, twice, 135 and 138 MiB.
+LOWERING = 150 * MIB
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_weights_are_written_twice_and_not_once_more(road: dict[str, Any]) -> No
     ideal = road["estimate"]["output"]
     assert road["estimate"]["cache"] == ideal
     assert 1 <= road["cache_bytes"] / ideal < 1.01
-    assert 1 <= road["of_ideal"] < 1.03  # 14 small delegates take 1%
+    assert 1 <= road["of_ideal"] < 1.03  # small delegates take 1%
     assert road["written_bytes"] < 2.05 * ideal
 
 
