@@ -166,9 +166,8 @@ def test_a_sweep_of_paths(asked: Callable[..., list[Any]]) -> None:
     """Between commas; one that is part of a path has a backslash before it."""
     names = [name for name in ODD_NAMES if "\\" not in name]
     checkpoints = ",".join("m/" + name.replace(",", r"\,") for name in names)
-    swept = asked("run", "--multirun", f"checkpoint={checkpoints}", "recipe=fp32_xnnpack,int8_xnnpack")
-    given = [(config.checkpoint, config.recipe.name) for config in swept]
-    assert given == [(f"m/{name}", recipe) for name in names for recipe in ("fp32_xnnpack", "int8_xnnpack")]
+    swept = asked("run", "--multirun", f"checkpoint={checkpoints}", "recipe=fp32_xnnpack")
+    assert [config.checkpoint for config in swept] == [f"m/{name}" for name in names]
 
 
 def test_a_tilde_is_a_home(asked: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
