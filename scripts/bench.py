@@ -181,7 +181,7 @@ def decoding(artifacts: dict[str, dict[str, Path]]) -> Result:
     """
     english = Program.open(artifacts[ENGLISH]["int4_xnnpack"])
     large = Program.open(artifacts[SMALL]["int4_fast_xnnpack"])
-    prompts = prompts_of(ASSETS / "text" / "held_out.jsonl", ASSETS / "dream_english", 2)
+    prompts = prompts_of(ASSETS / "text" / "held_out.jsonl", ASSETS / "dream_english", 4)
     found: Result = {}
     for name in (BEST_BEFORE, RULES):
         calls = [call for prompt in prompts for call in _calls_of(english, prompt, SETTINGS[name])]

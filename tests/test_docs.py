@@ -371,6 +371,29 @@ def test_full_size_is_what_was_measured() -> None:
         assert f"{explained['seconds'] / 60:.1f} minutes" in text, name
 
 
+def test_speed_is_what_was_measured() -> None:
+    from scripts import show_bench as show
+    from scripts.bench import MARGIN, ratios
+
+    kinds = json.loads((ROOT / "docs" / "bench.json").read_text())
+    page = (ROOT / "docs" / "performance.md").read_text()
+    assert show.page(page, kinds) == page
+    (result, *_) = kinds.values()
+    assert show.draw(result) == (ROOT / "docs" / "lengths.svg").read_text()
+    for one in kinds.values():
+        assert ratios(one) == pytest.approx(one["ratios"])
+    assert f"worse than that of its kind of machine by more than {MARGIN - 1:.0%}" in " ".join(page.split())
+    assert result["ratios"]["step of int4_fast_xnnpack, 7B's four layers, to llama.cpp"] <= 0.35
+    assert result["ratios"]["answer by window, EB 4, to dual, threshold 0.9"] <= 0.51
+
+
+def test_a_ratio_that_is_worse_is_named() -> None:
+    from scripts.bench import MARGIN, show
+
+    before = {"a": 1.0, "b": 1.0}
+    assert show({"a": 0.99 * MARGIN, "b": 1.01 * MARGIN, "new": 9.0}, before) == ["b"]
+
+
 def test_every_option_of_generation_is_explained() -> None:
     import inspect
 
