@@ -69,13 +69,25 @@ def signed_by(signatures: list[tuple[str, bytes]]) -> str:
     return f"signed with key {', '.join(named)} (not checked: key=FILE does)"
 
 
+def files_of_artifact(manifest: dict[str, Any]) -> set[str]:
+    """The names that an artifact may have files of."""
+    return {*files_of(manifest), MANIFEST_FILE, PROVENANCE_FILE, ENVELOPE_FILE}
+
+
+def _is_left_behind(name: str) -> bool:
+    """By a process that was signing, and was killed."""
+    return name.startswith(f".{ENVELOPE_FILE}.") and name.endswith(".partial")
+
+
 def check_whole(folder: Path, manifest: dict[str, Any], provenance: bytes) -> None:
     """That every file is as the provenance says, and there is no other. Raises `BadArtifactError`."""
     try:
         check_files(folder, manifest, provenance)
-        known = {*files_of(manifest), MANIFEST_FILE, PROVENANCE_FILE, ENVELOPE_FILE}
+        known = files_of_artifact(manifest)
         with os.scandir(folder) as entries:  # of a million files the first is enough
             for entry in entries:
+                if _is_left_behind(entry.name):
+                    continue
                 if entry.name not in known:
                     raise BadArtifactError(f"{folder / entry.name}: no file of this artifact: it was added")
                 if not entry.is_file(follow_symlinks=False):

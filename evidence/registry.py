@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evidence.integrity import as_it_stands, check_signatures, check_whole
+from evidence.integrity import as_it_stands, check_signatures, check_whole, files_of_artifact
 from runtime.artifact import MANIFEST_FILE, MAX_JSON, PROVENANCE_FILE, out_of_bounds, sha256
 from runtime.errors import BadArtifactError, OutputError, PipelineError, UsageError, ValidationError
 
@@ -79,17 +79,18 @@ def publish(registry: Registry, folder: Path) -> tuple[str, bool]:
     check_signatures(folder, provenance)
     if wrong := out_of_bounds(manifest):
         raise ValidationError(f"{folder} is not published: out of bounds when it was made: {', '.join(wrong)}")
-    files = {file.name: (sha256(file), file.stat().st_size) for file in sorted(folder.iterdir())}
+    names = sorted(name for name in files_of_artifact(manifest) if (folder / name).is_file())
+    files = {name: (sha256(folder / name), (folder / name).stat().st_size) for name in names}
     id_ = id_of(files)
     with _writing(registry):
-        if registry.fs.exists(registry.path(ENTRIES, f"{id_}.json")):
-            return id_, False
         for name, (digest, n_bytes) in files.items():
             _put_blob(registry, folder / name, digest, n_bytes)
+        if _is_entry(registry, f"{id_}.json"):
+            return id_, False
         entry = {
             "id": id_,
             "name": folder.resolve().name,
-            "published": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "published": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "files": {name: {"sha256": digest, "bytes": n_bytes} for name, (digest, n_bytes) in files.items()},
         }
         _put(registry, (json.dumps(entry, indent=2) + "\n").encode(), ENTRIES, f"{id_}.json")
@@ -204,12 +205,13 @@ def _read_entry(registry: Registry, name: str) -> Entry:
         if {MANIFEST_FILE, PROVENANCE_FILE} - files.keys():
             raise ValueError(f"names no {MANIFEST_FILE} or no {PROVENANCE_FILE}")
         for file_name, (digest, n_bytes) in files.items():
-            if Path(file_name).name != file_name or "\0" in file_name or not DIGEST.fullmatch(digest) or n_bytes < 0:
+            is_name = Path(file_name).name == file_name and file_name not in ("", "..") and "\0" not in file_name
+            if not is_name or not DIGEST.fullmatch(digest) or n_bytes < 0:
                 raise ValueError(f"{file_name!r:.60} with {digest!r:.80} is no file of an artifact")
         if name != f"{id_of(files)}.json":
             raise ValueError("its files have another ID: it was changed")
         return Entry(id_of(files), str(said["name"]), str(said["published"]), files)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
         raise BadArtifactError(f"{ENTRIES}/{name}: not an entry: {type(error).__name__}: {error}") from error
 
 
@@ -230,10 +232,19 @@ def _blob(registry: Registry, digest: str, n_bytes: int | None) -> Iterator[byte
         raise BadArtifactError(f"{BLOBS}/{digest}: its sha256 is another: it was changed")
 
 
+def _is_entry(registry: Registry, name: str) -> bool:
+    try:
+        return registry.fs.exists(registry.path(ENTRIES, name)) and bool(_read_entry(registry, name))
+    except BadArtifactError:
+        return False
+
+
 def _put_blob(registry: Registry, file: Path, digest: str, n_bytes: int) -> None:
-    """Not again where it is, but in place of one that is cut short."""
-    path = registry.path(BLOBS, digest)
-    if not registry.fs.exists(path) or registry.fs.size(path) != n_bytes:
+    """Not again where it is and whole, which is read for it; else in place of what is there."""
+    try:
+        for _ in _blob(registry, digest, n_bytes):
+            pass
+    except BadArtifactError:
         _put(registry, file, BLOBS, digest)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.console import Console
 from pipeline.estimate import available_memory
 from pipeline.lock import AGAIN, in_turn
 from report.terminal import mib
-from runtime.errors import OutputError, ResourceError
+from runtime.errors import OutputError, ResourceError, UsageError
 
 
 @contextmanager
@@ -26,10 +27,12 @@ def admitted(needed: int, limit: int | None, console: Console) -> Iterator[None]
 
     Where no other run is, nobody waits. Raises `ResourceError` for what never fits, and `OutputError`.
     """
+    if limit is not None and limit <= 0:
+        raise UsageError(f"memory {limit}: bytes, above 0")
     if limit is not None and needed > limit:
         raise ResourceError(f"{mib(needed)} of memory are needed, memory={limit} allows {mib(limit)}")
     folder = Path(tempfile.gettempdir()) / f"dreamedge-memory-{os.getuid()}"
-    share = folder / f"{os.getpid()}.share"
+    share = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.share"  # in containers two may have one number
     is_told = False
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -38,7 +41,7 @@ def admitted(needed: int, limit: int | None, console: Console) -> Iterator[None]
                 others = _others(folder)
                 if not others or _fits(needed, limit, others):
                     descriptor = os.open(share, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     os.write(descriptor, json.dumps(needed).encode())
                     break
             if not is_told:
@@ -60,9 +63,7 @@ def _others(folder: Path) -> dict[int, int]:
     """Bytes by process. What a killed one has left is nobody's: the kernel let its lock go."""
     found = {}
     for file in folder.glob("*.share"):
-        process = int(file.stem)
-        if process == os.getpid():
-            continue
+        process = int(file.stem.partition("-")[0])
         with file.open("rb") as opened:
             try:
                 fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -68,7 +68,9 @@ def choose(
         among = f"of {len(ranked)} that may ship" if len(ranked) > 1 else "the only one that may ship"
         best = {"bytes": "the smallest", "kl": "loses least", "ms": "the fastest", "memory": "takes the least memory",
                 "solved": "solves most", "length": "the longest"}  # fmt: skip
-        why[ranked[0].name] = f"{best[names[0]]} {among}" if len(ranked) > 1 else among
+        decided = next((name for name in names if len({_cost(one, name) for one in ranked}) > 1), None)
+        words = best[decided] if decided is not None else "as good as any, and given first,"
+        why[ranked[0].name] = f"{words} {among}" if len(ranked) > 1 else among
     return Choice(ranked, refused, why)
 
 

@@ -26,6 +26,7 @@ from pipeline.outcome import be_heard, outcome, quiet
 from pipeline.schema import RunConfig
 from runtime.errors import OutputError, UsageError, one_line
 
+BEGUN = ".begun"  # the note of an artifact that is being made
 # Keys that change where an artifact lies and when it is made, and nothing of what is in it.
 ELSEWHERE = ("output", "cache", "force", "overwrite", "memory", "packed_cache")
 
@@ -48,9 +49,10 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Record:
-    """What became of a job. sweep: the last that asked for it. number: its place in there. code: None while it runs.
+    """What became of a job. sweep: that asked for it. number: its place in there. code: None while it runs.
 
-    made_of: digest of all that decides what is made. manifest: sha256 of the artifact's, which names all its files.
+    made_of: digest of all that decides what is made. manifest: sha256 of the artifact's, which names all its files;
+    while it runs, of the one that was there before.
     seconds: all that it took. peak_memory: bytes, of the process. read, written: bytes from and to disks; None where
     the system does not count them. objectives: bytes of the program, nats, and seconds of the calls that validated it.
     earlier: it was made for a sweep before.
@@ -93,21 +95,27 @@ def run_job(
         nonlocal objectives
         try:
             sweep.folder.mkdir(parents=True, exist_ok=True)
-            lock = record_file(sweep.folder, output).with_suffix(".lock")
+            lock = note_file(sweep.folder, output).with_suffix(".lock")
             begun = Record(sweep.id, number, output, overrides, "", socket.gethostname(), os.getpid())
             with in_turn(lock, lambda holder: _say(f"{output}: waits for {holder}")):
-                objectives = _turn(asked, begun, sweep.folder, run).objectives
+                result_file(sweep, output).parent.mkdir(exist_ok=True)
+                objectives = _turn(asked, begun, sweep, run).objectives
         except OSError as error:
             raise OutputError(f"sweep {sweep.folder} cannot be written: {error.strerror or error}") from error
 
-    with _heard(sweep, record_file(sweep.folder, output).with_suffix(".log")):
+    with _heard(sweep, note_file(sweep.folder, output).with_suffix(".log")):
         outcome(work)
     return objectives
 
 
-def record_file(folder: Path, output: str) -> Path:
-    """One for each output, whatever sweep asks for it."""
+def note_file(folder: Path, output: str) -> Path:
+    """Of what was made, whatever sweep asked for it."""
     return folder / f"{Path(output).name[:100]}-{_digest(str(Path(output).resolve()))[:8]}.json"
+
+
+def result_file(sweep: Sweep, output: str) -> Path:
+    """Of what became of it in this sweep."""
+    return sweep.folder / sweep.id / note_file(sweep.folder, output).name
 
 
 def read_record(file: Path) -> Record | None:
@@ -117,21 +125,26 @@ def read_record(file: Path) -> Record | None:
     return None
 
 
-def _turn(asked: Callable[[], RunConfig], begun: Record, folder: Path, run: Callable[[RunConfig], None]) -> Record:
-    file = record_file(folder, begun.output)
-    before = read_record(file)
-    if before is not None and before.sweep == begun.sweep and before.code is not None:
+def _turn(asked: Callable[[], RunConfig], begun: Record, sweep: Sweep, run: Callable[[RunConfig], None]) -> Record:
+    note, result = note_file(sweep.folder, begun.output), result_file(sweep, begun.output)
+    before = read_record(result)
+    if before is not None and before.code is not None:
         return before  # the launcher asks again
     try:
         config = replace(asked(), output=begun.output)
+        begun = replace(begun, made_of=_made_of(config), manifest=_manifest(begun.output))
+    except OSError as error:
+        return _refused(result, begun, UsageError(f"{error.filename}: {error.strerror or error}"))
     except UsageError as error:
-        _write(file, replace(begun, code=error.exit_code, error=one_line(str(error))))
-        raise
-    begun = replace(begun, made_of=_made_of(config))
-    if before is not None and not config.overwrite and _is_made(before, begun.made_of):
+        return _refused(result, begun, error)
+    if not config.overwrite and (made := _made(note, begun.made_of)) is not None:
         _say(f"{begun.output}: is there")
-        return _write(file, replace(before, sweep=begun.sweep, number=begun.number, earlier=True))
-    _write(file, begun)
+        if config.packed_cache is not None:
+            outcome(lambda: _pack(config))
+        made = replace(made, sweep=begun.sweep, number=begun.number, overrides=begun.overrides, earlier=True)
+        return _write(result, made)
+    _write(result, begun)
+    _write(note.with_suffix(BEGUN), begun)
     _say(f"{begun.output}: begun")
     disk, started = _disk(), time.perf_counter()
     code, said = outcome(lambda: run(config))
@@ -139,19 +152,56 @@ def _turn(asked: Callable[[], RunConfig], begun: Record, folder: Path, run: Call
     record = replace(begun, code=code, error=one_line(said), seconds=round(ended - started, 3), peak_memory=_peak())
     if disk is not None and now is not None:
         record = replace(record, read=now[0] - disk[0], written=now[1] - disk[1])
-    return _write(file, _with_made(record) if code == 0 else record)
+    if code == 0:
+        record = _write(note, _with_made(record))
+    note.with_suffix(BEGUN).unlink(missing_ok=True)
+    return _write(result, record)
 
 
-def _is_made(record: Record, made_of: str) -> bool:
-    from runtime.artifact import ArtifactError, read_manifest, sha256  # takes torch
+def _refused(result: Path, begun: Record, error: UsageError) -> Record:
+    outcome(lambda: _raise(error))  # says it
+    return _write(result, replace(begun, code=error.exit_code, error=one_line(str(error))))
 
-    if record.code != 0 or record.made_of != made_of:
-        return False
-    folder = Path(record.output)
+
+def _raise(error: UsageError) -> None:
+    raise error
+
+
+def _made(note: Path, made_of: str) -> Record | None:
+    """Of an artifact that is there and whole, made of the same; also of one whose process was killed before it was
+    noted: it was placed since that began.
+    """
+    record = read_record(note)
+    if record is not None and (record.code, record.made_of) == (0, made_of) and _is_whole(record, record.manifest):
+        return record
+    begun = read_record(note.with_suffix(BEGUN))
+    if begun is None or begun.made_of != made_of or _manifest(begun.output) in ("", begun.manifest):
+        return None
+    return _write(note, _with_made(replace(begun, code=0))) if _is_whole(begun, _manifest(begun.output)) else None
+
+
+def _is_whole(record: Record, manifest: str) -> bool:
+    from runtime.artifact import ArtifactError, read_manifest  # takes torch
+
     try:
-        return sha256(folder / "manifest.json") == record.manifest and bool(read_manifest(folder))
+        return _manifest(record.output) == manifest and bool(read_manifest(Path(record.output)))
     except (ArtifactError, OSError):
         return False
+
+
+def _manifest(output: str) -> str:
+    """The sha256 of an artifact's; empty where there is none."""
+    try:
+        return hashlib.sha256((Path(output) / "manifest.json").read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def _pack(config: RunConfig) -> None:
+    from pipeline.pack import pack  # takes torch
+
+    assert config.packed_cache is not None
+    pack(Path(config.output), Path(config.packed_cache))
 
 
 def _with_made(record: Record) -> Record:

@@ -22,7 +22,7 @@ from hydra.core.override_parser.types import Override
 
 from pipeline.config import CONF
 from pipeline.console import err, out
-from pipeline.job import Record, Sweep, read_record, record_file
+from pipeline.job import ELSEWHERE, Record, Sweep, read_record, result_file
 from pipeline.search import write_found
 from report.terminal import mib, show, table
 from runtime.errors import LostError, OutputError, UsageError, one_line
@@ -50,7 +50,7 @@ def _outputs(overrides: list[Override]) -> dict[tuple[str, ...], str]:
     """By the overrides of each job. Where two default names are the same, the values that differ come into them."""
     (jobs,) = BasicSweeper.split_arguments(overrides, None)
     named = {tuple(job): str(compose("run", list(job)).output) for job in jobs}
-    swept = [_key(one) for one in overrides if one.is_sweep_override() and _key(one) not in NAMED]
+    swept = [_key(one) for one in overrides if one.is_sweep_override() and _key(one) not in (*NAMED, *ELSEWHERE)]
     is_default = all(_key(one) != "output" for one in overrides)
     if is_default and _shared(named):
         named = {job: output + _values(job, swept) for job, output in named.items()}
@@ -112,8 +112,8 @@ def launch(sweep: Sweep, hydra: Callable[[], object]) -> int:
 def _records(sweep: Sweep) -> list[Record]:
     """Of this sweep, in the order of its jobs."""
     try:
-        files = [record_file(sweep.folder, output) for output in sweep.outputs.values()]
-        found = map(read_record, files or sweep.folder.glob("*.json"))
+        files = [result_file(sweep, output) for output in sweep.outputs.values()]
+        found = map(read_record, files or (sweep.folder / sweep.id).glob("*.json"))
         return sorted((one for one in found if one is not None and one.sweep == sweep.id), key=lambda one: one.number)
     except OSError as error:
         raise OutputError(f"sweep {sweep.folder} cannot be read: {error.strerror or error}") from error

@@ -34,6 +34,12 @@ def check_output(file: Path) -> None:
         raise OutputError(f"output {file} cannot be written: {error.strerror or error}") from error
 
 
+def check_outside(file: Path, folders: list[Path]) -> None:
+    """Of artifacts, which are as they were made. Raises `OutputError`."""
+    if file.resolve().parent in [folder.resolve() for folder in folders]:
+        raise OutputError(f"output {file} cannot be written: it would be a file of the artifact {file.parent}")
+
+
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Whole or not at all. Raises `OutputError`."""
     write_text(file, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -129,6 +130,39 @@ def test_each_change_is_found(pipeline: Pipeline, published: Path, tmp_path: Pat
     changed(lambda: (published / "blobs" / "x").write_text(""), "blobs/x: no file of a registry", fetch_fails=False)
     changed(lambda: (published / "x").write_text(""), "x: no file of a registry", fetch_fails=False)
     assert pipeline("verify", f"registry={published}")[0] == 0
+
+
+def test_publishing_again_mends(pipeline: Pipeline, published: Path, artifact: Path, tmp_path: Path) -> None:
+    """A byte of a file, a file that is gone, an entry that is none."""
+    model = blob_of(published, "model.pte")
+    content = bytearray(model.read_bytes())
+    content[100] ^= 1
+    model.write_bytes(content)
+    blob_of(published, "manifest.json").unlink()
+    (entry,) = (published / "entries").iterdir()
+    entry.write_text("")
+    assert pipeline("verify", f"registry={published}")[0] == 6
+    assert pipeline("publish", str(artifact), f"registry={published}")[0] == 0
+    assert pipeline("verify", f"registry={published}")[0] == 0
+    assert pipeline("fetch", entry.stem, f"registry={published}", f"output={tmp_path / 'back'}")[0] == 0
+
+
+def test_what_a_killed_signer_left_is_no_file_of_it(pipeline: Pipeline, artifact: Path, tmp_path: Path) -> None:
+    (artifact / ".provenance.dsse.json.123.partial").write_text("half")
+    assert pipeline("verify", f"artifact={artifact}")[0] == 0
+    assert pipeline("publish", str(artifact), f"registry={tmp_path / 'r'}")[0] == 0
+    (entry,) = (tmp_path / "r" / "entries").iterdir()
+    assert ".partial" not in entry.read_text()
+    assert pipeline("fetch", entry.stem, f"registry={tmp_path / 'r'}", f"output={tmp_path / 'back'}")[0] == 0
+
+
+@pytest.mark.parametrize("n_bytes", ["1e999", '"x"', "-1"])
+def test_sizes_of_an_entry_are_numbers(pipeline: Pipeline, published: Path, n_bytes: str) -> None:
+    (entry,) = (published / "entries").iterdir()
+    entry.write_text(re.sub(r'"bytes": \d+', f'"bytes": {n_bytes}', entry.read_text(), count=1))
+    code, _, err = pipeline("verify", f"registry={published}")
+    assert code == 6
+    assert entry.name in err
 
 
 def test_an_entry_may_not_lead_out(pipeline: Pipeline, published: Path, tmp_path: Path) -> None:

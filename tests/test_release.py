@@ -167,6 +167,21 @@ def test_nothing_is_done_for_a_wrong_word(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_notes_are_no_file_of_an_artifact_and_every_folder_is_there(
+    pipeline: Pipeline, candidates: Path, tmp_path: Path
+) -> None:
+    first = min(candidates.iterdir())
+    code, _, err = pipeline("release", str(first), f"notes={first / 'release.md'}")
+    assert (code, err.count("\n")) == (7, 1)
+    assert "a file of the artifact" in err
+    code, _, err = pipeline("compare", str(first), f"html={first / 'page.html'}")
+    assert code == 7
+    code, _, err = pipeline("release", str(first), str(tmp_path / "typo"), f"notes={tmp_path / 'n.md'}")
+    assert (code, err.count("\n")) == (6, 1)
+    assert "typo: no such folder" in err
+    assert not (tmp_path / "n.md").exists()
+
+
 def test_preferences() -> None:
     assert preference_of(None, ReleaseBudget()) == BY_LOSS
     assert preference_of(None, ReleaseBudget(kl=1)) == preference_of(None, ReleaseBudget(solved=1)) == BY_SIZE

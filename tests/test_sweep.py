@@ -56,7 +56,9 @@ def sweep(tmp_path: Path, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -
 
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:
-    found = [json.loads(file.read_text()) for file in (folder / "artifacts" / ".sweep").glob("*.json")]
+    """What became of each job in the last sweep that asked for it."""
+    files = sorted((folder / "artifacts" / ".sweep").glob("*/*.json"), key=lambda file: file.stat().st_mtime_ns)
+    found = [json.loads(file.read_text()) for file in files]
     return {Path(record["output"]).name: record for record in found}
 
 
@@ -219,6 +221,66 @@ def test_a_full_disk_in_one_job(sweep: Callable[..., Any], tmp_path: Path) -> No
     assert "3 done, 0 done before, 1 failed" in out
     assert err.count("error: ") == 1
     assert len([path for path in (tmp_path / "artifacts").iterdir() if path.name.startswith("gqa2")]) == 3
+
+
+@pytest.fixture
+def artifact_like(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """artifact_like(folder): what a sweep takes for an artifact."""
+    monkeypatch.setattr(job, "_is_whole", lambda record, manifest: job._manifest(record.output) == manifest != "")
+    monkeypatch.setattr(job, "_with_made", lambda record: replace(record, manifest=job._manifest(record.output)))
+
+    def make(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "manifest.json").write_text(f"{folder} {time.time_ns()}")
+
+    return make
+
+
+def test_a_refusal_forgets_nothing(sweep: Callable[..., Any], artifact_like: Callable[[Path], None]) -> None:
+    """What is asked for in another way is refused, and the first way is still done."""
+
+    def run(config: RunConfig) -> None:
+        if Path(config.output).exists():
+            raise OutputError(f"{config.output} is there")
+        artifact_like(Path(config.output))
+
+    assert sweep(run)[0] == 0
+    code, out, _ = sweep(run, "validation.seed=7")
+    assert code == OutputError.exit_code
+    assert "4 failed" in out
+    code, out, _ = sweep(run)
+    assert (code, "4 done before" in out) == (0, True)
+
+
+def test_killed_after_it_was_placed(
+    sweep: Callable[..., Any], artifact_like: Callable[[Path], None], tmp_path: Path
+) -> None:
+    """The artifact is there, and its note is not: it is not made again, unless it was there before."""
+
+    def run(config: RunConfig) -> None:
+        artifact_like(Path(config.output))
+
+    assert sweep(run)[0] == 0
+    notes = tmp_path / "artifacts" / ".sweep"
+    first = min(notes.glob("*.json"))
+    record = json.loads(first.read_text())
+    first.unlink()
+    begun = first.with_suffix(".begun")
+    begun.write_text(json.dumps(record | {"code": None}))  # of an artifact that was there when it began
+    made: list[str] = []
+    assert sweep(lambda config: made.append(config.output))[0] == 0
+    assert made == [record["output"]]
+    first.unlink(missing_ok=True)
+    begun.write_text(json.dumps(record | {"code": None, "manifest": ""}))
+    code, out, _ = sweep(lambda _: pytest.fail("it is made again"))
+    assert (code, "4 done before" in out) == (0, True)
+
+
+def test_a_failure_that_is_no_fault_of_the_notes(sweep: Callable[..., Any], tmp_path: Path) -> None:
+    code, out, err = sweep(lambda _: pytest.fail("it began"), f"checkpoint={'x' * 300}")
+    assert code == UsageError.exit_code
+    assert "4 failed" in out
+    assert err.count("File name too long") == 4
 
 
 def test_a_folder_for_notes_that_goes_away(sweep: Callable[..., Any], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pipeline.choice_schema import CompareConfig
 from report.candidate import MEASURES, refusing
 from report.choice_page import compare_markdown, compare_page
 from report.comparison import Comparison, cell_text
-from report.files import check_output, write_text
+from report.files import check_output, check_outside, write_text
 from report.overview import Overview, as_json, cell, header, on_arm, overview_of
 from report.terminal import show, table
 from runtime.errors import BadArtifactError, UsageError, one_line
@@ -30,6 +30,8 @@ def compare(config: CompareConfig, console: Console) -> None:
     for file in filter(None, (html, summary)):
         check_output(file)
     folders = folders_of("compare", config.artifacts)
+    for file in filter(None, (html, summary)):
+        check_outside(file, folders)
     overview = overview_of(folders)
     with refusing(*folders):
         page = compare_page(overview) if html is not None else ""

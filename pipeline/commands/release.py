@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from evidence.integrity import as_it_stands, check_signatures, signed_by
 from evidence.registry import Registry, open_registry, publish
 from evidence.signature import key_id, private_key
 from pipeline.choice_schema import Preference, ReleaseBudget, ReleaseConfig
@@ -20,11 +21,11 @@ from pipeline.commands.sign import sign
 from pipeline.schema import SignConfig
 from report.candidate import Candidate, open_candidate, refusing
 from report.comparison import Comparison, compared
-from report.files import check_output, write_text
+from report.files import check_output, check_outside, write_text
 from report.overview import candidate_json, cell, open_all
 from report.release_notes import release_notes
 from report.terminal import show, table
-from runtime.errors import ValidationError, one_line
+from runtime.errors import BadArtifactError, ValidationError, one_line
 
 
 def release(config: ReleaseConfig, console: Console) -> None:
@@ -35,6 +36,9 @@ def release(config: ReleaseConfig, console: Console) -> None:
     check_budget(config.budget)
     prefer = preference_of(config.prefer, config.budget)
     check_output(notes)
+    check_outside(notes, folders)
+    if absent := [folder for folder in folders if not folder.is_dir()]:
+        raise BadArtifactError(f"{absent[0]}: no such folder; nothing is released")
     signed = None if config.key is None else key_id(private_key(Path(config.key)).public_key())
     registry = None if config.registry is None else open_registry(config.registry)
     baseline = None if config.baseline is None else open_candidate(Path(config.baseline))
@@ -44,6 +48,7 @@ def release(config: ReleaseConfig, console: Console) -> None:
         shipped = choice.ranked[0] if choice.ranked else None
         changed = compared(baseline, shipped) if baseline is not None and shipped is not None else None
         asked = _asked(config.budget, prefer)
+        signed = signed or (_signed_before(shipped) if shipped is not None else None)
         # Before anything is signed: what cannot be made is no release.
         release_notes(shipped, None, signed, choice.why, choice.refused, asked, changed, opened)
     said = Console(stderr=True) if config.json else console
@@ -65,6 +70,12 @@ def release(config: ReleaseConfig, console: Console) -> None:
     if not config.json:
         words = f"ship {shipped.folder}: {choice.why[shipped.name]}; notes: {notes}"
         console.print(one_line(words), highlight=False, markup=False, soft_wrap=True)
+
+
+def _signed_before(shipped: Candidate) -> str | None:
+    """What its envelope calls the keys, which nobody has checked."""
+    signatures = check_signatures(shipped.folder, as_it_stands(shipped.folder)[1])
+    return signed_by(signatures).removeprefix("signed with key ") if signatures else None
 
 
 def _published(registry: Registry, shipped: Candidate, console: Console) -> str:

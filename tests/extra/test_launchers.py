@@ -41,7 +41,7 @@ def first_at_work(folder: Path, sweep: subprocess.Popen[str]) -> int:
     """The process of a job that is in the middle."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and sweep.poll() is None:
-        for file in (folder / "artifacts" / ".sweep").glob("*.json"):
+        for file in (folder / "artifacts" / ".sweep").glob("*/*.json"):
             record = json.loads(file.read_text())
             half = Path(folder, record["output"]).with_name(f".{Path(record['output']).name}.partial")
             if record["code"] is None and half.is_dir():
@@ -191,7 +191,7 @@ def test_a_ray_cluster_loses_a_node(tmp_path: Path) -> None:
 
 
 def at_work_under(folder: Path, raylet: int) -> int | None:
-    for file in (folder / "artifacts" / ".sweep").glob("*.json"):
+    for file in (folder / "artifacts" / ".sweep").glob("*/*.json"):
         record = json.loads(file.read_text())
         half = Path(folder, record["output"]).with_name(f".{Path(record['output']).name}.partial")
         process = int(record["process"])
