@@ -64,7 +64,7 @@ def answer_table(result: Result) -> str:
     rows = [("what", "measured")]
     rows.append((f"choosing tokens of {T} rows", f"{1000 * choose:.1f} ms, the step before it {1000 * step:.0f}"))
     for name, one in ((BEST_BEFORE, before), (RULES, rules)):
-        rows.append((f"two answers, {name}", f"{one['calls']} calls, {one['seconds']:.1f} s"))
+        rows.append((f"four answers, {name}", f"{one['calls']} calls, {one['seconds']:.1f} s"))
     rows.append(("`Program.open`, each time", f"{opened['plain']['median']:.2f} s"))
     rows.append(("with `packed_cache`: once", f"{opened['packed_first']:.2f} s"))
     rows.append(("with `packed_cache`: then", f"{opened['packed_then']:.2f} s"))
