@@ -158,6 +158,9 @@ def check_keys(config: DictConfig, command: str) -> None:
 
 
 def _no_key(key: str, command: str) -> str:
+    plugins = PLUGINS.get("/".join(key.split(".")[:2]))
+    if plugins is not None:
+        return f"no key {key!r} of what is in use; {key.split('.')[1]}s with keys of their own are {', '.join(plugins)}"
     return f"no key {key!r}{nearest(key, names_of_keys(command))}"
 
 

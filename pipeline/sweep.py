@@ -92,6 +92,10 @@ def launch(sweep: Sweep, hydra: Callable[[], object]) -> int:
     """
     started = time.perf_counter()
     try:
+        sweep.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"sweep {sweep.folder} cannot be written: {error.strerror or error}") from error
+    try:
         with _told(sweep):
             for attempt in range(1, ATTEMPTS + 1):
                 try:

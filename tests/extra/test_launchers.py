@@ -187,7 +187,7 @@ def test_a_ray_cluster_loses_a_node(tmp_path: Path) -> None:
         all_done(folder, sweep, "3 done, 0 done before, 0 failed")
         all_done(folder, start(folder, *launcher), "0 done, 3 done before, 0 failed")
     finally:
-        cluster.shutdown()  # type: ignore[no-untyped-call]
+        cluster.shutdown()
 
 
 def at_work_under(folder: Path, raylet: int) -> int | None:
