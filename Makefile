@@ -11,13 +11,14 @@ ARCH ?= $(HOST)
 run: $(READY) ## build and validate the int4 program of the bundled checkpoint
 	$(VENV)/bin/python -m pipeline run recipe=int4_xnnpack overwrite=true
 
-test: $(READY) ## all tests
+test: $(READY) ## all tests but the longest of a kind, which test-extra has
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 test-extra: $(READY) ## what takes more packages or minutes than CI has: lm-evaluation-harness, launchers, a bucket
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev,lm-eval,joblib,slurm,ray,search,s3,s3-server]"
 	$(VENV)/bin/pip install --quiet --no-deps hydra-ray-launcher==1.2.2
 	$(VENV)/bin/python -m pytest -o addopts= tests/extra
+	$(VENV)/bin/python -m pytest -o addopts= -m extra tests --ignore=tests/extra
 
 lint: $(READY) ## style, format and types
 	$(VENV)/bin/ruff check .

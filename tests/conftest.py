@@ -38,7 +38,41 @@ LONG = (
 )  # fmt: skip
 
 
+# What takes ten seconds or more, and of whose kind another stays in `make test`: `make test-extra` runs these.
+EXTRA = (
+    "test_arm.py::test_an_artifact_is_right_on_each_core[gqa2-fp16_xnnpack",
+    "test_docs.py::test_commands_run_as_shown[explain.md]",
+    "test_docs.py::test_commands_run_as_shown[registry.md]",
+    "test_docs.py::test_commands_run_as_shown[tasks.md]",
+    "test_evidence.py::test_with_other_kernels_the_evidence_is_the_same_but_for_rounding",
+    "test_format.py::test_a_right_program_of_the_worst_shape_is_within_bounds[fp32_portable]",
+    "test_lora.py::test_a_run_with_an_adapter_makes_what_the_merged_checkpoint_makes",
+    "test_lowering.py::test_merging_and_fewer_passes_change_no_result",
+    "test_packed.py::test_a_program_opens_with_the_weights_that_were_packed_before[int8_xnnpack]",
+    "test_packed.py::test_matrices_that_the_runtime_takes_for_one_are_refused[int4_fast_xnnpack]",
+    "test_packed.py::test_programs_have_files_of_their_own",
+    "test_program.py::test_any_calls_give_what_eager_gives[fp32_portable]",
+    "test_program.py::test_whole_sequences_are_the_references[gqa2-fp32_portable]",
+    "test_program.py::test_whole_sequences_are_the_references[mqa4-sharded-fp32_xnnpack]",
+    "test_rewritten.py::test_a_rewritten_network_is_a_valid_artifact[gqa2-int8_xnnpack-keys1]",
+    "test_rewritten.py::test_a_rewritten_network_is_a_valid_artifact[mha-tied-fp32_xnnpack-keys2]",
+    "test_road.py::test_recipe_builds_a_valid_artifact[dream_sudoku-fp16_xnnpack]",
+    "test_road.py::test_recipe_builds_a_valid_artifact[dream_sudoku-fp32_portable]",
+    "test_road.py::test_recipe_builds_a_valid_artifact[mha-tied-fp32_portable]",
+    "test_road.py::test_recipe_builds_a_valid_artifact[mqa4-sharded-int8_xnnpack]",
+    "test_runner.py::test_it_needs_no_torch_and_no_python",
+    "test_runner_tokenizer.py::test_damaged_files_are_refused_or_read[artifact]",
+    "test_stored.py::test_the_same_program_as_from_memory[int8_xnnpack]",
+    "test_survival.py::test_an_interrupted_quantization_is_taken_up[15]",
+    "test_tune.py::test_the_command_tunes_and_run_takes_what_it_wrote",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.removeprefix("tests/").startswith(EXTRA):
+            item.add_marker("extra")
+
     def rank(item: pytest.Item) -> int:
         name = item.path.stem.removeprefix("test_")
         return LONG.index(name) if name in LONG else len(LONG)

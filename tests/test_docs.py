@@ -35,7 +35,7 @@ PLACEHOLDERS = {
 # The lines that no test runs as they stand, and why. Whatever else is in a block of commands is run.
 NOT_RUN = {
     "make run   # sets up .venv, builds and validates the int4 program of the bundled checkpoint": "takes the network",
-    "make test  # the same set-up, then all tests": "runs this",
+    "make test  # the same set-up, then the tests": "runs this",
     "python3.11 -m venv .venv": "the environment of the tests was made so",
     '.venv/bin/pip install --constraint constraints.txt --editable ".[dev]"': "takes the network",
     ".venv/bin/python -m pipeline run recipe=int4_xnnpack overwrite=true": "the fixture `build` runs it, elsewhere",
