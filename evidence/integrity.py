@@ -69,6 +69,14 @@ def signed_by(signatures: list[tuple[str, bytes]]) -> str:
     return f"signed with key {', '.join(named)} (not checked: key=FILE does)"
 
 
+def check_packaged(folder: Path) -> dict[str, Any]:
+    """The manifest of an artifact that is whole, and signed, if it is, as it stands. Raises `BadArtifactError`."""
+    manifest, provenance = as_it_stands(folder)
+    check_whole(folder, manifest, provenance)
+    check_signatures(folder, provenance)
+    return manifest
+
+
 def files_of_artifact(manifest: dict[str, Any]) -> set[str]:
     """The names that an artifact may have files of."""
     return {*files_of(manifest), MANIFEST_FILE, PROVENANCE_FILE, ENVELOPE_FILE}

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evidence.integrity import as_it_stands, check_signatures, check_whole, files_of_artifact
+from evidence.integrity import check_packaged, files_of_artifact
 from runtime.artifact import MANIFEST_FILE, MAX_JSON, PROVENANCE_FILE, out_of_bounds, sha256
 from runtime.errors import BadArtifactError, OutputError, PipelineError, UsageError, ValidationError
 
@@ -74,9 +74,7 @@ def publish(registry: Registry, folder: Path) -> tuple[str, bool]:
 
     Raises `BadArtifactError` for an artifact that is not whole, `ValidationError` for one out of bounds, `OutputError`.
     """
-    manifest, provenance = as_it_stands(folder)
-    check_whole(folder, manifest, provenance)
-    check_signatures(folder, provenance)
+    manifest = check_packaged(folder)
     if wrong := out_of_bounds(manifest):
         raise ValidationError(f"{folder} is not published: out of bounds when it was made: {', '.join(wrong)}")
     names = sorted(name for name in files_of_artifact(manifest) if (folder / name).is_file())
@@ -137,9 +135,7 @@ def copy_out(registry: Registry, entry: Entry, folder: Path) -> None:
         with (folder / name).open("wb") as file:
             for chunk in _blob(registry, digest, n_bytes):
                 file.write(chunk)
-    manifest, provenance = as_it_stands(folder)
-    check_whole(folder, manifest, provenance)
-    check_signatures(folder, provenance)
+    check_packaged(folder)
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,7 @@ from pipeline.float32 import float32_of
 from pipeline.load import Loaded
 from runtime.limits import alone_in_a_copy
 from validation.effort import layer_weights
-from validation.material import Material
-from validation.reference import Task
-from validation.settings import ValidationConfig
+from validation.float32 import Request
 
 SMALL = 5e7  # weights, up to which one processor has done before the other has lowered
 LOOK = 0.2  # seconds
@@ -35,17 +33,8 @@ _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 @contextmanager
-def begun(
-    loaded: Loaded,
-    cache: Path,
-    material: Material,
-    task: Task | None,
-    n_new: int,
-    settings: ValidationConfig,
-    max_seq_len: int,
-    max_rows: int,
-) -> Iterator[Callable[[Report], None]]:
-    """`float32_of` these in a copy of this process, which leaves it in `cache` and is ended with this context.
+def begun(loaded: Loaded, cache: Path, request: Request) -> Iterator[Callable[[Report], None]]:
+    """What `float32_of` gives, in a copy of this process, which leaves it in `cache` and is ended with this context.
 
     Yields what waits for it. If it fails, or is killed, `float32_of` computes it when it is asked, and says what is
     wrong. Of a large network nothing is begun.
@@ -53,7 +42,7 @@ def begun(
     if torch.get_num_threads() == 1 or layer_weights(loaded.config) > SMALL:
         yield lambda _: None
         return
-    work = partial(float32_of, loaded, cache, material, task, n_new, settings, max_seq_len, max_rows, silent)
+    work = partial(float32_of, loaded, cache, request, silent)
     copy = multiprocessing.get_context("fork").Process(target=_work, args=(work, os.getpid()))
     copy.start()
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from evidence.integrity import as_it_stands, check_signatures, check_whole
+from evidence.integrity import check_packaged
 from pipeline.choice_schema import Preference, ReleaseBudget
 from report.candidate import MEASURES, Candidate, Unusable
 from report.overview import cell
@@ -77,9 +77,7 @@ def choose(
 def _why_not(one: Candidate, budget: ReleaseBudget) -> str:
     """Empty where it may ship."""
     try:
-        manifest, provenance = as_it_stands(one.folder)
-        check_whole(one.folder, manifest, provenance)
-        check_signatures(one.folder, provenance)
+        check_packaged(one.folder)
     except BadArtifactError as error:
         return str(error)
     if one.wrong:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +13,8 @@ from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextCol
 from rich.table import Column
 from rich.text import Text
 
+from pipeline.regularly import regularly
 from report.terminal import mib
-from runtime.errors import OutputError
 from runtime.memory import PeakAnonymous, peak_rss, reset_peak_rss
 from validation.progress import Report as Report  # what a stage is given
 from validation.progress import silent as silent
@@ -144,20 +142,12 @@ class Display:
         if self.console.is_terminal:
             yield
             return
-        ended = threading.Event()
 
         def tell() -> None:
-            with contextlib.suppress(OutputError):  # the next line of the stage's own thread says so
-                while not ended.wait(self._every):
-                    self._line(name, time.perf_counter() - started, f"now {_rss()}   {doing.words()}".rstrip())
+            self._line(name, time.perf_counter() - started, f"now {_rss()}   {doing.words()}".rstrip())
 
-        thread = threading.Thread(target=tell, daemon=True)
-        thread.start()
-        try:
+        with regularly(self._every, tell):
             yield
-        finally:
-            ended.set()
-            thread.join()
 
     def _line(self, name: str, seconds: float, rest: str) -> None:
         self.console.print(f"{name:<9} {seconds:6.1f} s   {rest}", highlight=False, markup=False, soft_wrap=True)

@@ -22,7 +22,7 @@ import psutil
 from pipeline.config import source_files
 from pipeline.console import out
 from pipeline.lock import in_turn
-from pipeline.outcome import be_heard, outcome, quiet
+from pipeline.outcome import be_heard, fail, outcome, quiet
 from pipeline.schema import RunConfig
 from runtime.errors import OutputError, UsageError, one_line
 
@@ -159,12 +159,8 @@ def _turn(asked: Callable[[], RunConfig], begun: Record, sweep: Sweep, run: Call
 
 
 def _refused(result: Path, begun: Record, error: UsageError) -> Record:
-    outcome(lambda: _raise(error))  # says it
-    return _write(result, replace(begun, code=error.exit_code, error=one_line(str(error))))
-
-
-def _raise(error: UsageError) -> None:
-    raise error
+    code = fail(str(error), error.exit_code)
+    return _write(result, replace(begun, code=code, error=one_line(str(error))))
 
 
 def _made(note: Path, made_of: str) -> Record | None:
@@ -206,7 +202,7 @@ def _pack(config: RunConfig) -> None:
 
 def _with_made(record: Record) -> Record:
     from report.page import REPORT_FILE
-    from runtime.artifact import MANIFEST_FILE, sha256
+    from runtime.artifact import MANIFEST_FILE
 
     folder = Path(record.output)
     if not (folder / MANIFEST_FILE).is_file():
@@ -217,7 +213,7 @@ def _with_made(record: Record) -> Record:
     kl = next(float(figure["value"]) for figure in manifest["figures"] if figure["name"] == "kl_divergence")
     objectives = [float(manifest["sizes"]["program"]), kl, float(report["program"]["run_seconds"])]
     peak = max(stage["peak_rss"] for stage in report["stages"])
-    return replace(record, manifest=sha256(folder / MANIFEST_FILE), peak_memory=peak, objectives=objectives)
+    return replace(record, manifest=_manifest(record.output), peak_memory=peak, objectives=objectives)
 
 
 def _made_of(config: RunConfig) -> str:

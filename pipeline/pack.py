@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from runtime.errors import OutputError
+from runtime.limits import how_it_ended
 from runtime.program import Program, ProgramError
 from validation.child import run_child
 
@@ -17,9 +18,7 @@ def pack(artifact: Path, folder: Path) -> None:
     """
     child = run_child("pipeline.pack", [str(artifact.resolve()), str(folder.absolute())], lambda _: None)
     if child.returncode != 0:
-        complaint = child.stderr.strip().splitlines()
-        why = complaint[-1] if complaint else f"the runtime ended with {child.returncode}"
-        raise OutputError(f"{artifact} is whole, but its weights are not packed: {why}")
+        raise OutputError(f"{artifact} is whole, but its weights are not packed: {how_it_ended(child, 'opening')}")
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from runtime.errors import UsageError, ValidationError
 from runtime.program import MODEL_FILE
 from validation.arm import checked_tools, figures_of, replay_on_cores
 from validation.child import start_ahead
+from validation.float32 import Request
 from validation.judge import Validated
 from validation.material import material_of, task_of
 from validation.settings import check_bounds, check_budget, check_settings
@@ -65,9 +66,9 @@ def _build(config: RunConfig, output: Path, needs: Estimate, display: Display) -
                 config = replace(config, calibration=None)
             check_budget(config.budget, bool(material.texts), config.task.n_solve > 0)
             task = task_of(loaded.tokenizer, material.prompts, config.task, max_seq_len)
-        of_float32 = (loaded, cache, material, task, config.task.new_tokens, config.validation, max_seq_len, max_rows)
+        request = Request(material, task, config.task.new_tokens, config.validation, max_seq_len, max_rows)
         start_ahead()
-        wait_for_float32 = ended_with_it.enter_context(begun(*of_float32))
+        wait_for_float32 = ended_with_it.enter_context(begun(loaded, cache, request))
         with display.stage("quantize") as report:
             quantized = quantize(loaded, config.recipe, cache, report, calibration)
         with display.stage("export"):
@@ -79,7 +80,7 @@ def _build(config: RunConfig, output: Path, needs: Estimate, display: Display) -
         with display.stage("validate") as report:
             wait_for_float32(report)
             reference_file = folder / REFERENCE_FILE
-            asked_of = (material, config.budget, config.task, config.validation)
+            asked_of = (request, config.budget, config.task)
             validated = validate(lowered, quantized, loaded, *asked_of, reference_file, cache, report)
             sequences = validated.measured.reference.sequences
             floats = quantized.floats or Weights(loaded.model, {})

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import socket
-import threading
 import time
 import uuid
 from collections import Counter
@@ -23,6 +22,7 @@ from hydra.core.override_parser.types import Override
 from pipeline.config import CONF
 from pipeline.console import err, out
 from pipeline.job import ELSEWHERE, Record, Sweep, read_record, result_file
+from pipeline.regularly import regularly
 from pipeline.search import write_found
 from report.terminal import mib, show, table
 from runtime.errors import LostError, OutputError, UsageError, one_line
@@ -135,7 +135,7 @@ def _lost(sweep: Sweep) -> list[str]:
 @contextmanager
 def _told(sweep: Sweep) -> Iterator[None]:
     """A line for each job that has ended in another process: what it says itself is in a file."""
-    ended, told = threading.Event(), set[str]()
+    told = set[str]()
 
     def look() -> None:
         try:
@@ -148,17 +148,10 @@ def _told(sweep: Sweep) -> Iterator[None]:
                 told.add(record.output)
                 _say(f"{record.output}: {_result(record)}, {record.seconds:.1f} s on {record.host}")
 
-    def watch() -> None:
-        while not ended.wait(LOOK):
-            look()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
     try:
-        yield
+        with regularly(LOOK, look):
+            yield
     finally:
-        ended.set()
-        thread.join()
         look()
 
 

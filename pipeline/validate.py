@@ -12,14 +12,14 @@ from recipes.options import Fold, Recipe
 from runtime.errors import BadArtifactError, RecipeError
 from runtime.program import ProgramError
 from validation.expected_format import expected_format
+from validation.float32 import Request
 from validation.judge import Validated, bounds_of, measure
-from validation.material import Material, task_of
 from validation.overflow import Float16Error
 from validation.progress import Report
 from validation.recording import make_reference
 from validation.reference import Task, save_reference
 from validation.replay import Answers
-from validation.settings import Budget, TaskConfig, ValidationConfig
+from validation.settings import Budget, TaskConfig
 from validation.solved import Solved, check_fit, share_solved, solved_figure
 from validation.tied_calls import with_floors
 from validation.verdict import verdict_of
@@ -30,10 +30,9 @@ def validate(
     lowered: Lowered,
     quantized: Quantized,
     loaded: Loaded,
-    material: Material,
+    request: Request,
     budget: Budget,
     task_config: TaskConfig,
-    settings: ValidationConfig,
     reference_file: Path,
     cache: Path,
     report: Report,
@@ -45,10 +44,9 @@ def validate(
     `RecipeError` for activations that float16 does not hold.
     """
     S, max_rows = lowered.max_seq_len, lowered.max_rows
-    task = task_of(loaded.tokenizer, material.prompts, task_config, S)
+    material, task = request.material, request.task
     drop = quantized.recipe.bounds.solved_drop if budget.solved is None else budget.solved
-    asked = (material, task, task_config.new_tokens, settings, S, max_rows)
-    float32, share = float32_of(loaded, cache, *asked, report), 0.0
+    float32, share = float32_of(loaded, cache, request, report), 0.0
     if task is not None and float32.answers is not None:
         share = _share(loaded, task_config, task, float32.answers)
         check_fit(task_config.name, len(task.prompts), share, drop)

@@ -35,12 +35,12 @@ from report.terminal import table
 from runtime.artifact import load_manifest
 from runtime.generation import generate
 from runtime.processor import features, machine
-from runtime.program import Program
+from runtime.program import Program, program_file
 from runtime.sample import sample
 from runtime.threads import thread_count, use_threads
 from scripts.compare_decoding import BEST_BEFORE, NEW, SETTINGS, prompts_of
 from scripts.compare_llama_cpp import in_turn
-from scripts.fullsize import in_process
+from scripts.fullsize import in_process, packed
 from scripts.make_checkpoint import read_shape, write_checkpoint
 from validation.speed import spread
 
@@ -150,7 +150,7 @@ def one_token(artifacts: dict[str, dict[str, Path]]) -> Result:
     rows = config.vocab_size * config.hidden_size  # of the embedding, int8, of which one is read
     for recipe, artifact in artifacts[WIDE].items():
         taken = _call(Program.open(artifact), 1, 64)
-        found[recipe] = taken | {"bytes": (artifact / "model.pte").stat().st_size - rows}
+        found[recipe] = taken | {"bytes": program_file(artifact).stat().st_size - rows}
     return found
 
 
@@ -210,21 +210,15 @@ def _replayed(program: Program, calls: list[tuple[int, int, int, int]]) -> None:
 
 def opening(artifacts: dict[str, dict[str, Path]]) -> Result:
     artifact = artifacts[WIDE]["int4_xnnpack"]
-    with tempfile.TemporaryDirectory(dir=artifact.parent) as folder:
-        plain = spread([_seconds(lambda: Program.open(artifact)) for _ in range(3)])
-        opened = subprocess.check_output([sys.executable, "-c", OPEN, str(artifact), folder], cwd=ROOT)
-        then = [json.loads(subprocess.check_output([sys.executable, "-c", OPEN, str(artifact), folder], cwd=ROOT))]
-    return {"plain": plain, "packed_first": json.loads(opened), "packed_then": then[0], "bytes": _size(artifact)}
-
-
-OPEN = """
-import sys, time
-from runtime.program import Program, executorch_runtime
-executorch_runtime()
-started = time.perf_counter()
-Program.open(sys.argv[1], packed_cache=sys.argv[2])
-print(time.perf_counter() - started)
-"""
+    plain = spread([_seconds(lambda: Program.open(artifact)) for _ in range(3)])
+    kept = packed(artifact, artifact.parent)
+    then = statistics.median(opened["seconds"] for opened in kept["then"])
+    return {
+        "plain": plain,
+        "packed_first": kept["first"]["seconds"],
+        "packed_then": then,
+        "bytes": program_file(artifact).stat().st_size,
+    }
 
 
 def road(_: dict[str, dict[str, Path]]) -> Result:
@@ -295,10 +289,6 @@ def _seconds(work: Callable[[], Any]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
-
-
-def _size(artifact: Path) -> int:
-    return (artifact / "model.pte").stat().st_size
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -22,7 +21,7 @@ from pipeline.beside import begun
 from pipeline.float32 import FILE, float32_of
 from pipeline.load import Loaded, load
 from tests.checkpoints import GOLDEN, ROOT
-from validation.float32 import Float32
+from validation.float32 import Float32, Request
 from validation.material import material_of
 from validation.progress import silent
 from validation.settings import TaskConfig, ValidationConfig
@@ -32,11 +31,11 @@ computed: Callable[..., Float32] = float32_of
 
 
 @pytest.fixture
-def asked() -> Any:
+def asked() -> Request:
     """Of `float32_of`, behind the cache."""
     loaded, task, settings = loaded_golden(), TaskConfig(), ValidationConfig(n_prompts=8)
     material = material_of(loaded.folder, None, loaded.config, task, settings, S, Path())
-    return material, None, 8, settings, S, S
+    return Request(material, None, 8, settings, S, S)
 
 
 @pytest.fixture(autouse=True)
@@ -56,14 +55,14 @@ def refuse(*_: object) -> None:
 
 
 def test_what_the_copy_leaves_is_what_this_process_computes(
-    asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asked: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = loaded_golden()
-    here = computed(loaded, tmp_path / "here", *asked, silent)
-    with begun(loaded, tmp_path / "there", *asked) as wait:
+    here = computed(loaded, tmp_path / "here", asked, silent)
+    with begun(loaded, tmp_path / "there", asked) as wait:
         wait(silent)
     monkeypatch.setattr(float32, "run_float32", refuse)
-    there = computed(loaded, tmp_path / "there", *asked, silent)
+    there = computed(loaded, tmp_path / "there", asked, silent)
     for name, (summary, columns) in here.logits.items():
         assert torch.equal(columns, there.logits[name][1])
         for field in fields(summary):
@@ -71,26 +70,26 @@ def test_what_the_copy_leaves_is_what_this_process_computes(
 
 
 def test_a_copy_that_fails_or_is_killed_is_made_up_for(
-    asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    asked: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     loaded = loaded_golden()
     with monkeypatch.context() as broken:
         broken.setattr(beside, "float32_of", refuse)
-        with begun(loaded, tmp_path, *asked) as wait:
+        with begun(loaded, tmp_path, asked) as wait:
             wait(silent)
         broken.setattr(beside, "float32_of", lambda *_: time.sleep(60))
-        with begun(loaded, tmp_path, *asked) as wait:
+        with begun(loaded, tmp_path, asked) as wait:
             (copy,) = multiprocessing.active_children()
             copy.kill()
             wait(silent)
     assert capfd.readouterr() == ("", "")
     assert not list(tmp_path.rglob(FILE))
-    assert computed(loaded, tmp_path, *asked, silent).logits
+    assert computed(loaded, tmp_path, asked, silent).logits
 
 
-def test_a_copy_ends_with_what_began_it(asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_ends_with_what_began_it(asked: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beside, "float32_of", lambda *_: time.sleep(60))
-    with pytest.raises(KeyError), begun(loaded_golden(), tmp_path, *asked):
+    with pytest.raises(KeyError), begun(loaded_golden(), tmp_path, asked):
         raise KeyError
     assert not multiprocessing.active_children()
 
@@ -101,7 +100,7 @@ def test_a_copy_ends_with_a_process_that_is_killed() -> None:
         "from pathlib import Path; from pipeline import beside\n"
         "torch.set_num_threads(2)\n"
         "with patch.multiple(beside, float32_of=lambda *_: time.sleep(60), layer_weights=lambda _: 1):\n"
-        "    with beside.begun(SimpleNamespace(config=None), *range(7)):\n"
+        "    with beside.begun(SimpleNamespace(config=None), *range(2)):\n"
         "        print('begun', flush=True); time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
@@ -115,12 +114,12 @@ def test_a_copy_ends_with_a_process_that_is_killed() -> None:
 
 
 def test_on_one_processor_and_of_a_large_network_nothing_is_begun(
-    asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asked: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.set_num_threads(1)
-    with begun(loaded_golden(), tmp_path, *asked):
+    with begun(loaded_golden(), tmp_path, asked):
         assert not multiprocessing.active_children()
     torch.set_num_threads(2)
     monkeypatch.setattr(beside, "layer_weights", lambda _: 2 * beside.SMALL)
-    with begun(loaded_golden(), tmp_path, *asked):
+    with begun(loaded_golden(), tmp_path, asked):
         assert not multiprocessing.active_children()

@@ -28,7 +28,7 @@ from runtime.generation import generate
 from tests.checkpoints import GOLDEN, ROOT, Build
 from validation import child
 from validation.child import run_child
-from validation.float32 import run_float32
+from validation.float32 import Request, run_float32
 from validation.judge import check_artifact
 from validation.material import Material
 from validation.progress import within
@@ -141,7 +141,7 @@ def test_eager_and_quantization_count_what_they_do(tmp_path: Path) -> None:
     prompts = [torch.arange(5, 17) + i for i in range(8)]
     float32, told = Weights(loaded.model, {}), within("validate", heard)
     material = Material(prompts, is_random=True)
-    found = run_float32(float32, material, None, 4, ValidationConfig(n_prompts=8), 32, 32, told)
+    found = run_float32(float32, Request(material, None, 4, ValidationConfig(n_prompts=8), 32, 32), told)
     reference = make_reference(quantized, found, None, material, None, 32, 32, told)
     for part in ("answers", "float32", "quantized"):
         assert heard.counts(f"validate, {part}, layers") == (list(range(n_layers)), n_layers)

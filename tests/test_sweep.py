@@ -33,7 +33,7 @@ from report.front import Point
 from runtime.artifact import sha256
 from runtime.errors import OutputError, RecipeError, ResourceError, UsageError
 from tests.checkpoints import BUNDLED, GOLDEN
-from validation.float32 import Float32, enough, run_float32
+from validation.float32 import Float32, Request, enough, run_float32
 from validation.material import Material, material_of, task_of
 from validation.progress import silent
 from validation.settings import ValidationConfig
@@ -333,7 +333,8 @@ def test_float32_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def ask(S: int, settings: ValidationConfig = settings) -> Float32:
         material = material_of(loaded.folder, loaded.tokenizer, loaded.config, task_config, settings, S, Path())
         task = task_of(loaded.tokenizer, material.prompts, task_config, S)
-        return float32_of(loaded, tmp_path, material, task, task_config.new_tokens, settings, S, S, silent)
+        request = Request(material, task, task_config.new_tokens, settings, S, S)
+        return float32_of(loaded, tmp_path, request, silent)
 
     first, again, longer = ask(128), ask(128), ask(256)
     assert len(computed) == 1
@@ -370,8 +371,9 @@ def assert_same(a: Float32, b: Float32) -> None:
 def test_texts_and_greedy_answers_are_kept(tmp_path: Path) -> None:
     loaded = load(GOLDEN / "gqa2")
     texts = [torch.arange(5 + i, 25 + i) for i in range(8)]
-    asked = (loaded, tmp_path, Material([t[:10] for t in texts], texts, "x"), None, 4, ValidationConfig(n_prompts=8))
-    a, b = (float32_of(*asked, 64, 64, silent) for _ in range(2))
+    material = Material([t[:10] for t in texts], texts, "x")
+    request = Request(material, None, 4, ValidationConfig(n_prompts=8), 64, 64)
+    a, b = (float32_of(loaded, tmp_path, request, silent) for _ in range(2))
     assert a.targets.keys() == b.targets.keys() == {f"whole-{i:03d}" for i in range(8)}
     assert a.greedy is not None
     assert b.greedy is not None
@@ -384,13 +386,12 @@ def test_longer_programs_ask_float32_the_same(n_new: int) -> None:
     loaded = load(GOLDEN / "gqa2")
     texts = [torch.arange(5 + i, 25 + i) for i in range(8)]
     material = Material([t[:10] for t in texts], texts, "x")
-    S, rows = enough(material, n_new, 4096, 4096)
-    assert S < 256
-    assert enough(material, n_new, 8, 8) == (8, 8)
-    one, other = (
-        run_float32(Weights(loaded.model, {}), material, None, n_new, ValidationConfig(n_prompts=8), *lengths, silent)
-        for lengths in ((S, rows), (300, 300))
-    )
+    request = Request(material, None, n_new, ValidationConfig(n_prompts=8), 4096, 4096)
+    assert enough(request).max_seq_len < 256
+    short = replace(request, max_seq_len=8, max_rows=8)
+    assert enough(short) == short
+    longer = replace(request, max_seq_len=300, max_rows=300)
+    one, other = (run_float32(Weights(loaded.model, {}), asked, silent) for asked in (enough(request), longer))
     assert one.greedy is not None
     assert other.greedy is not None
     assert torch.equal(one.greedy.tokens, other.greedy.tokens)

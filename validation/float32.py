@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,18 @@ DIGEST = 32  # bytes of the sha256 that a kept file begins with
 
 
 @dataclass(frozen=True)
+class Request:
+    """What validation asks of it. n_new: tokens of an answer. max_seq_len, max_rows: of the program."""
+
+    material: Material
+    task: Task | None
+    n_new: int
+    settings: ValidationConfig
+    max_seq_len: int
+    max_rows: int
+
+
+@dataclass(frozen=True)
 class Float32:
     """whole: what quality is measured over, one call each. targets: by name the tokens that the rows of texts predict.
 
@@ -43,28 +55,24 @@ class Float32:
     answers: Answers | None = None
 
 
-def enough(material: Material, n_new: int, max_seq_len: int, max_rows: int) -> tuple[int, int]:
-    """The smallest (max_seq_len, max_rows) of which the float32 model gives the same: most programs are longer than
-    anything that it is asked.
+def enough(request: Request) -> Request:
+    """Of the smallest program of which the float32 model gives the same: most programs are longer than anything that it
+    is asked.
     """
+    material, n_new = request.material, request.n_new
     longest = max(len(tokens) for tokens in (*material.prompts, *material.texts)) + n_new
-    return min(max_seq_len, max(longest, 2 * NEW, PROMPT + NEW)), min(max_rows, max(longest, NEW))
+    return replace(
+        request,
+        max_seq_len=min(request.max_seq_len, max(longest, 2 * NEW, PROMPT + NEW)),
+        max_rows=min(request.max_rows, max(longest, NEW)),
+    )
 
 
-def run_float32(
-    float32: Weights,
-    material: Material,
-    task: Task | None,
-    n_new: int,
-    settings: ValidationConfig,
-    max_seq_len: int,
-    max_rows: int,
-    report: Report,
-) -> Float32:
-    """All that validation asks of it. n_new: tokens of an answer."""
-    answers = None if task is None else task_answers(float32, task, within("float32", report))
-    whole, targets = whole_sequences(float32, material, n_new, settings, max_seq_len, max_rows, report)
-    greedy = greedy_answers(float32, material.texts, max_seq_len, max_rows, report) if material.texts else None
+def run_float32(float32: Weights, request: Request, report: Report) -> Float32:
+    material, lengths = request.material, (request.max_seq_len, request.max_rows)
+    answers = None if request.task is None else task_answers(float32, request.task, within("float32", report))
+    whole, targets = whole_sequences(float32, material, request.n_new, request.settings, *lengths, report)
+    greedy = greedy_answers(float32, material.texts, *lengths, report) if material.texts else None
     return Float32(whole, targets, logits_of(float32, whole, targets, report), greedy, answers)
 
 

@@ -28,8 +28,9 @@ from runtime.program import MODEL_FILE, ProgramError
 from runtime.tokenizer import TOKENIZER_FILE, load_tokenizer
 from validation.arm import figures_of, replay_on_cores
 from validation.figures import Figure
+from validation.float32 import Request
 from validation.judge import check_artifact, checked_number
-from validation.material import material_of
+from validation.material import material_of, task_of
 from validation.products import kernels
 from validation.progress import Report
 from validation.reference import ReferenceError
@@ -135,7 +136,7 @@ def _against_checkpoint(
     with display.stage("load"):
         loaded = load(checkpoint, lora, folder)
         check_same(loaded, artifact, manifest)
-        positions, _ = lengths(loaded.config, config.export)
+        positions, max_rows = lengths(loaded.config, config.export)
         read = (task, config.validation, positions, DEFAULT_TEXT)
         given = calibration_file or task.calibration
         calibration = same_calibration(loaded, config.recipe, manifest["calibration"], given)
@@ -150,7 +151,9 @@ def _against_checkpoint(
     repeated = same_export(artifact / MODEL_FILE, again.pte, other)
     with display.stage("validate") as report:
         theirs = replace(again, pte=artifact / MODEL_FILE)
-        asked = (material, config.budget, task, config.validation)
+        its_task = task_of(loaded.tokenizer, material.prompts, task, positions)
+        request = Request(material, its_task, task.new_tokens, config.validation, positions, max_rows)
+        asked = (request, config.budget, task)
         validated = validate(theirs, quantized, loaded, *asked, folder / REFERENCE_FILE, folder, report, threads)
     return [*validated.figures, repeated]
 
