@@ -15,14 +15,17 @@ from recipes.exporter import garbage_of_now_only  # first
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import (
     EdgeCompileConfig,
+    EdgeProgramManager,
     ExecutorchBackendConfig,
     ExecutorchProgramManager,
     to_edge_transform_and_lower,
 )
 
+from recipes.equal_layers import LeftOut
 from recipes.options import Backend
 from recipes.retracing import decomposed_once, shapes_computed_once
 from recipes.stored import Weights
+from recipes.unrolling import partitions_kept, unrolled
 from recipes.xnnpack import adapted_lowering
 
 
@@ -33,23 +36,29 @@ def lower_program(
     constant_methods: dict[str, Any],
     weights: Weights | None = None,
     began: Callable[[str], None] = lambda _: None,
+    left_out: LeftOut | None = None,
 ) -> ExecutorchProgramManager:
     """The program, ready to be written with `write_to_file`. weights: those on disk stay there until then.
 
-    began: is told what is done now.
+    began: is told what is done now. left_out: layers that are not in `exported`. Raises `UnlikeError` if they have to.
     """
     # Without a partitioner the two decompositions are not the same as one: nodes would come in another order.
     once = decomposed_once() if backend is Backend.xnnpack else nullcontext()
-    with warnings.catch_warnings(), adapted_lowering(weights), shapes_computed_once(), once:
+    with warnings.catch_warnings(), adapted_lowering(weights), shapes_computed_once(), once, partitions_kept() as kept:
         warnings.simplefilter("ignore")  # hundreds of deprecations of torch and executorch among themselves
         began("delegates")
+        config = EdgeCompileConfig(_check_ir_validity=False)
         edge = to_edge_transform_and_lower(
             exported,
             partitioner=[XnnpackPartitioner()] if backend is Backend.xnnpack else None,
             constant_methods=constant_methods,
             # The verifier knows only core aten operators, not executorch's own cache and attention.
-            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+            compile_config=config,
         )
+        if left_out is not None and left_out.runs:
+            began("equal layers")
+            whole = unrolled(edge.exported_program(), kept, left_out.runs, left_out.tensors)
+            edge = EdgeProgramManager(whole, constant_methods, config)
         began("memory plan")
         # Without the fusion a quantized embedding would be dequantized whole at each call.
         return edge.to_executorch(ExecutorchBackendConfig(do_quant_fusion_and_const_prop=True))
