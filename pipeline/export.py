@@ -10,6 +10,7 @@ import torch
 from model import DreamEdgeConfig
 from pipeline.quantize import Quantized
 from pipeline.schema import ExportConfig
+from recipes.equal_layers import LeftOut, runs_of, shortened
 from recipes.static_program import StaticProgram, export_program, metadata
 from runtime.errors import RecipeError
 
@@ -19,9 +20,13 @@ MIN_LENGTH = 4  # shorter programs have no room for the calls that validate them
 
 @dataclass(frozen=True)
 class Exported:
-    """constant_methods: the metadata that travels in the program."""
+    """program: without layers that become like others, which lowering puts back (`left_out`).
+
+    constant_methods: the metadata that travels in the program.
+    """
 
     program: torch.export.ExportedProgram
+    left_out: LeftOut
     constant_methods: dict[str, Any]
     max_seq_len: int
     max_rows: int
@@ -46,8 +51,10 @@ def export(quantized: Quantized, settings: ExportConfig) -> Exported:
     model, recipe = quantized.weights.model, quantized.recipe
     max_seq_len, max_rows = lengths(model.config, settings)
     program = StaticProgram(model, max_seq_len, recipe.backend, recipe.attention)
+    left_out = LeftOut(program, runs_of(program))
     return Exported(
-        program=export_program(program, max_rows),
+        program=export_program(shortened(program, left_out.runs), max_rows),
+        left_out=left_out,
         constant_methods=metadata(model, max_seq_len, max_rows, recipe.attention),
         max_seq_len=max_seq_len,
         max_rows=max_rows,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ from pipeline.display import Report, silent
 from pipeline.export import Exported
 from pipeline.quantize import Quantized
 from recipes.lowering import lower_program
+from recipes.static_program import export_program
+from recipes.unrolling import UnlikeError
 from runtime.errors import RecipeError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,12 @@ def lower(exported: Exported, quantized: Quantized, pte: Path, report: Report = 
     """Raises `RecipeError` where the backend refuses the recipe, and `OSError` from writing."""
     recipe = quantized.recipe
     try:
-        program = lower_program(exported.program, recipe.backend, exported.constant_methods, quantized.weights, report)
+        asked = (recipe.backend, exported.constant_methods, quantized.weights, report)
+        try:
+            program = lower_program(exported.program, *asked, exported.left_out)
+        except UnlikeError as error:
+            log.info("each layer is lowered by itself: %s", error)
+            program = lower_program(export_program(exported.left_out.program, exported.max_rows), *asked)
     except Exception as error:
         raise RecipeError(f"recipe {recipe.name} cannot be lowered: {_first_line(error)}") from error
     report("writing")

@@ -32,10 +32,10 @@ class Run:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """tensors: of all layers, by the names that torch.export gives them, torchao's in their parts."""
+    """program: with all its layers."""
 
+    program: StaticProgram
     runs: list[Run]
-    tensors: dict[str, Tensor]
 
 
 def runs_of(program: StaticProgram) -> list[Run]:
@@ -58,7 +58,8 @@ def shortened(program: StaticProgram, runs: Sequence[Run]) -> StaticProgram:
     return short
 
 
-def left_out_of(program: StaticProgram) -> LeftOut:
+def tensors_of(program: StaticProgram) -> dict[str, Tensor]:
+    """Of all layers, by the names that torch.export gives them: torchao's in their parts."""
     tensors: dict[str, Tensor] = dict(program.named_buffers(remove_duplicate=False))
     for name, parameter in program.named_parameters(remove_duplicate=False):
         path, _, leaf = name.rpartition(".")
@@ -66,7 +67,7 @@ def left_out_of(program: StaticProgram) -> LeftOut:
         for i, part in enumerate(parts):
             whole = name if len(parts) == 1 else f"{path}.parametrizations.{leaf}.original{i}"
             tensors[whole] = nn.Parameter(part, requires_grad=False)
-    return LeftOut(runs_of(program), tensors)
+    return tensors
 
 
 def _kind(layer: nn.Module) -> list[object]:

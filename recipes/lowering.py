@@ -21,7 +21,7 @@ from executorch.exir import (
     to_edge_transform_and_lower,
 )
 
-from recipes.equal_layers import LeftOut
+from recipes.equal_layers import LeftOut, tensors_of
 from recipes.options import Backend
 from recipes.retracing import decomposed_once, shapes_computed_once
 from recipes.stored import Weights
@@ -57,7 +57,7 @@ def lower_program(
         )
         if left_out is not None and left_out.runs:
             began("equal layers")
-            whole = unrolled(edge.exported_program(), kept, left_out.runs, left_out.tensors)
+            whole = unrolled(edge.exported_program(), kept, left_out.runs, tensors_of(left_out.program))
             edge = EdgeProgramManager(whole, constant_methods, config)
         began("memory plan")
         # Without the fusion a quantized embedding would be dequantized whole at each call.

@@ -12,6 +12,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from executorch.exir.delegate import executorch_call_delegate
+from executorch.exir.lowered_backend_module import LoweredBackendModule
 from executorch.exir.pass_base import _ExportPassBase
 from torch._export.pass_base import _ExportPassBaseDeprecatedDoNotUse
 from torch.export import ExportedProgram
@@ -28,7 +30,10 @@ KEPT = torch.ops.aten.sym_size.int
 
 @contextmanager
 def shapes_computed_once() -> Iterator[None]:
-    """An operator that gets the very tensors that it got before gives what it gave then: most do in most passes."""
+    """An operator that gets the very tensors that it got before gives what it gave then: most do in most passes.
+
+    So does a delegate that gets tensors of the same shapes.
+    """
     known: dict[Any, Any] = {}
     bases = (_ExportPassBase, _ExportPassBaseDeprecatedDoNotUse)  # of executorch's passes, and of torch's
     of_executorch, of_torch = (patch.object(base, "_fx", _remembering(base._fx, known)) for base in bases)
@@ -53,7 +58,8 @@ class _Remembering:
         return getattr(self._interpreter, name)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        key = (getattr(target, "_op", target), _identity(args), _identity(kwargs))  # the edge dialect's, or torch's
+        of = _looks if target is executorch_call_delegate else _identity
+        key = (getattr(target, "_op", target), of(args), of(kwargs))  # the edge dialect's, or torch's
         if key not in self._known:
             # The arguments are kept, or another object could get the place in memory that identifies them.
             self._known[key] = self._interpreter.call_function(target, args, kwargs), args, kwargs
@@ -78,6 +84,15 @@ def _identity(value: Any) -> Any:
     if isinstance(value, dict):
         return tuple((name, _identity(one)) for name, one in value.items())
     return (type(value), value) if isinstance(value, PLAIN) else id(value)
+
+
+def _looks(value: Any) -> Any:
+    """Of a delegate's arguments: what it gives goes by no more than their shapes, and equal layers share partitions."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_looks, value))
+    if isinstance(value, LoweredBackendModule):
+        return id(value.original_module)
+    return (value.dtype, str(tuple(value.shape))) if isinstance(value, torch.Tensor) else _identity(value)
 
 
 _recompile = GraphModule.recompile

@@ -116,8 +116,9 @@ class _Unrolling:
                 with self.graph.inserting_before(rest[0]):
                     made[node] = self.graph.node_copy(node, lambda x, made=made: made.get(x, x))
                 if node.op == "get_attr":
-                    delegate = Delegate(self.delegates[node.target].partition, renumbered, later * (i - run.second))
-                    made[node].target = self._added(delegate, node.target)
+                    like = self.delegates[node.target]
+                    moved = Delegate(like.partition, renumbered, like.later + later * (i - run.second))
+                    made[node].target = self._added(moved, node.target)
             self._put_out({latest[node]: made[node] for node in second}, i)
             latest = made
         renumbered = {run.last: run.second + 1}
@@ -229,10 +230,10 @@ class _Unrolling:
             raise UnlikeError(f"layer {run.second} became {len(second)} operators, layer {run.first} {len(first)}")
         for one, other in zip(first, second, strict=True):
             if one.op == other.op == "get_attr":
-                delegate = self.delegates[other.target]
-                steps.add(step := _handle(delegate.partition) - _handle(self.delegates[one.target].partition))
+                name, delegate = str(one.target), self.delegates[str(other.target)]
+                steps.add(step := _handle(delegate.partition) - _handle(self.delegates[name].partition))
                 made = replace(delegate, renumbered=renumbered, later=-step)
-                like = getattr(self.program.graph_module, one.target)
+                like = getattr(self.program.graph_module, name)
                 if _processed(made, like, self.tensors).processed_bytes == like.processed_bytes:
                     continue
             elif (one.op, one.target) == (other.op, other.target):
@@ -261,6 +262,8 @@ def _processed(delegate: Delegate, like: LoweredBackendModule, tensors: Mapping[
     partition, state = delegate.partition, {}
     for name, tensor in partition.state_dict.items():
         target = _of_layer(name, delegate.renumbered)
+        if target not in tensors and target != name:
+            raise UnlikeError(f"there is no {target} as there is {name}")
         state[name] = tensor if target == name else tensors[target]
     nodes = [node for node in partition.graph.nodes if "debug_handle" in node.meta]
     handles = [node.meta["debug_handle"] for node in nodes]
