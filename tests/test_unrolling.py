@@ -80,7 +80,7 @@ def test_what_makes_layers_equal() -> None:
     assert runs_of(network(8, {7: int8}, Attention.delegated)) == [Run(1, 2, 6)]
     assert runs_of(network(8, {3: int8}, Attention.delegated)) == []
     program = network(8, {}, Attention.delegated)
-    program.model.layers[3].mlp.slope = 0.5
+    program.model.get_submodule("layers.3.mlp").slope = 0.5  # type: ignore[assignment]
     assert runs_of(program) == []
     assert runs_of(StaticProgram(program.model, S, Backend.portable, Attention.aten)) == []
 
