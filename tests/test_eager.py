@@ -36,7 +36,8 @@ PROMPTS = [torch.arange(5, 29) + i for i in range(8)]
 def test_it_is_the_network(checkpoint: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against `DreamEdge.start` with torchao's own quantized tensors, call by call."""
     # Small enough that every loop is gone through several times.
-    for module, name, value in ((eager, "TOKENS", 7), (output_layer, "ROWS", 20), (output_layer, "VOCAB", 100)):
+    small = ((eager, "TOKENS", 7), (eager, "LONG", S), (output_layer, "ROWS", 20), (output_layer, "VOCAB", 100))
+    for module, name, value in small:
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(products, "SLICE", 50)
     blocks = load_recipe(recipe)
@@ -45,7 +46,11 @@ def test_it_is_the_network(checkpoint: str, recipe: str, tmp_path: Path, monkeyp
     weights = open_stored(tmp_path, model, blocks)
     whole, _, _ = load_hf_model(GOLDEN / checkpoint, dtype=None)
     quantize_model(whole, blocks.dtype, blocks.linear, blocks.embedding)
-    sequences = (*contract_sequences(PROMPTS, config.mask_token_id, S, S), *short_candidates(PROMPTS, 2))
+    contract = contract_sequences(PROMPTS, config.mask_token_id, S, S)
+    repeated = contract_sequences(PROMPTS, config.mask_token_id, S, S, at_the_end=8)[-1]
+    assert [len(eager.once_each(call).tokens) for call in repeated.calls] == [1, 8]
+    assert [len(eager.once_each(call).tokens) for call in contract[-1].calls] == [S, 1]
+    sequences = (*contract, repeated, *short_candidates(PROMPTS, 2))
     found: dict[tuple[int, int], Tensor] = {}
 
     def take(i: int, j: int, logits_KV: Tensor) -> None:

@@ -23,9 +23,10 @@ from validation.activations import ActivationQuantization, quantized_activations
 from validation.output_layer import Multiply, Take, run_head
 from validation.products import product, product_in_halves
 from validation.progress import Report, silent, within
-from validation.reference import Sequence
+from validation.reference import Call, Sequence
 from validation.ties import TieMargins
 
+LONG = 256  # tokens of a call, from which on it matters whether they are the same
 TOKENS = 512  # that go through an MLP at once: its activations are the widest
 
 Watch = Callable[[str, nn.Linear, Tensor], None]
@@ -68,6 +69,7 @@ def run_by_layer(
     dtype: to compute in; None for the weights' own. watch, multiply: as for `run_layers`; the output layer multiplies
     so too. Returns the tie margin of each call, see `TieMargins`.
     """
+    sequences = tuple(Sequence(one.name, tuple(map(once_each, one.calls))) for one in sequences)
     ties = TieMargins(n_tokens(sequences))
     runs = run_layers(weights, sequences, dtype, ties, report, watch=watch, multiply=multiply, twin=twin)
     last = deque(runs, maxlen=1).pop()
@@ -114,16 +116,26 @@ def run_layers(
         floats = _floats_of_layer(config, weights, name, dtype)
         layer = _layer(config, weights, name, floats, ties, watch, multiply)
         with one_thread_each():
-            x_1ND, k_1NGd, v_1NGd = _through(layer, rotate, sequences, x_1ND)
+            x_1ND, k_1NGd, v_1NGd = _through(config, layer, rotate, sequences, x_1ND)
         if twin is not None and twin.x_1ND is not None:
             wide = {path: nn.Parameter(part.float(), requires_grad=False) for path, part in floats.items()}
             layer = _layer(config, weights, name, wide, None, None, product_in_halves)
             with one_thread_each():
-                twin.x_1ND, *_ = _through(layer, rotate_twin, twin.sequences, twin.x_1ND)
+                twin.x_1ND, *_ = _through(config, layer, rotate_twin, twin.sequences, twin.x_1ND)
             del wide
         del layer, floats  # before the next one takes as much
         weights.release(f"{name}.")
         yield LayerRun(x_1ND, k_1NGd, v_1NGd)
+
+
+def once_each(call: Call) -> Call:
+    """A long call of one token again and again gives the same for all of them, wherever they are: the values that
+    attention averages are the same. So one is computed, at position 0, and its key and value stand everywhere.
+    """
+    T = len(call.tokens)
+    if T < LONG or call.start_pos > 0 or call.kv_len > T or (call.tokens != call.tokens[0]).any():
+        return call
+    return Call(call.tokens[:1], 0, T, torch.zeros_like(call.rows))
 
 
 def _rotation(config: DreamEdgeConfig, sequences: tuple[Sequence, ...], dtype: torch.dtype) -> Callable[..., Tensor]:
@@ -132,11 +144,16 @@ def _rotation(config: DreamEdgeConfig, sequences: tuple[Sequence, ...], dtype: t
 
 
 def _through(
-    layer: DecoderLayer, rotate: Callable[..., Tensor], sequences: tuple[Sequence, ...], x_1ND: Tensor
+    config: DreamEdgeConfig,
+    layer: DecoderLayer,
+    rotate: Callable[..., Tensor],
+    sequences: tuple[Sequence, ...],
+    x_1ND: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(stream after the layer, keys, values)"""
     kept: list[Tensor] = []
-    x_1ND = x_1ND + layer.self_attn(layer.input_layernorm(x_1ND), rotate, partial(_attend_calls, sequences, kept))
+    attend_calls = partial(_attend_calls, config, sequences, kept)
+    x_1ND = x_1ND + layer.self_attn(layer.input_layernorm(x_1ND), rotate, attend_calls)
     mlp = (part + layer.mlp(layer.post_attention_layernorm(part)) for part in x_1ND.split(TOKENS, dim=1))
     x_1ND = torch.cat(list(mlp), dim=1)
     k_1NGd, v_1NGd = kept
@@ -216,7 +233,12 @@ def _watched(watch: Watch, name: str, linear: nn.Module, inputs: tuple[Tensor]) 
 
 
 def _attend_calls(
-    sequences: tuple[Sequence, ...], kept: list[Tensor], q_1NHd: Tensor, k_1NGd: Tensor, v_1NGd: Tensor
+    config: DreamEdgeConfig,
+    sequences: tuple[Sequence, ...],
+    kept: list[Tensor],
+    q_1NHd: Tensor,
+    k_1NGd: Tensor,
+    v_1NGd: Tensor,
 ) -> Tensor:
     kept += [k_1NGd, v_1NGd]
     outs, at = [], 0
@@ -228,5 +250,9 @@ def _attend_calls(
             at = tokens.stop
             slots = slice(call.start_pos, call.start_pos + len(call.tokens))
             keys_1SGd[:, slots], values_1SGd[:, slots] = k_1NGd[:, tokens], v_1NGd[:, tokens]
+            if call is sequence.calls[0] and call.kv_len > len(call.tokens):  # `once_each`; at 0 nothing is rotated
+                everywhere = rope_cos_sin(config, torch.arange(call.kv_len)[None], k_1NGd.dtype)
+                keys_1SGd[:, : call.kv_len] = apply_rope(*everywhere, k_1NGd[:, tokens])
+                values_1SGd[:, : call.kv_len] = v_1NGd[:, tokens]
             outs.append(attend(q_1NHd[:, tokens], keys_1SGd[:, : call.kv_len], values_1SGd[:, : call.kv_len], None))
     return torch.cat(outs, dim=1)

@@ -13,13 +13,15 @@ from model.dream import DecoderLayer
 @dataclass(frozen=True)
 class Effort:
     """text: tokens that are read of each. plain: texts that the plainly rounded model reads, too. greedy: prompts that
-    are answered. candidates: short calls of each kind, among which those free of ties are searched.
+    are answered. candidates: short calls of each kind, among which those free of ties are searched. at_the_end: of the
+    longest call one token again and again, and then so many others in the last places; None for a call of all others.
     """
 
     text: int
     plain: int
     greedy: int
     candidates: int
+    at_the_end: int | None = None
 
 
 LARGE = 1.5e9  # weights, above which a minute of eager is but a few hundred tokens
@@ -29,7 +31,7 @@ def effort_for(config: DreamEdgeConfig) -> Effort:
     if layer_weights(config) <= LARGE:
         return Effort(text=96, plain=10**6, greedy=8, candidates=48)
     # Wide layers have a tie in nearly all calls: more candidates find none.
-    return Effort(text=48, plain=16, greedy=2, candidates=12)
+    return Effort(text=48, plain=16, greedy=2, candidates=12, at_the_end=64)
 
 
 def layer_weights(config: DreamEdgeConfig) -> int:

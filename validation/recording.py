@@ -43,8 +43,8 @@ def make_reference(
     plain: the same, its weights rounded to the nearest, where the recipe does otherwise. Raises `Float16Error`.
     """
     config, whole = quantized.model.config, float32.whole
-    contract = contract_sequences(material.prompts, config.mask_token_id, max_seq_len, max_rows)
     effort = effort_for(config)
+    contract = contract_sequences(material.prompts, config.mask_token_id, max_seq_len, max_rows, effort.at_the_end)
     candidates = short_candidates(material.prompts, effort.candidates)
     sequences = (*whole, *contract, *candidates)
     beside = None if material.is_random else plain  # which of two loses less is no question of noise
@@ -57,8 +57,10 @@ def make_reference(
     return Reference(sequences, tuple(expected[i] for i in chosen), floor_db, task, float32.greedy)
 
 
-def contract_sequences(prompts: list[Tensor], mask_id: int, S: int, max_rows: int) -> tuple[Sequence, ...]:
-    """Every other use of the contract, on the first prompt; S, max_seq_len, is at least 4."""
+def contract_sequences(
+    prompts: list[Tensor], mask_id: int, S: int, max_rows: int, at_the_end: int | None = None
+) -> tuple[Sequence, ...]:
+    """Every other use of the contract, on the first prompt; S, max_seq_len, is at least 4. at_the_end: of `Effort`."""
     L = min(len(prompts[0]) + MAX_BLOCK, S)
     tokens = torch.cat([prompts[0], torch.full((L,), mask_id)])[:L]
     P = L - min(MAX_BLOCK, L // 2)  # the block is [P, L)
@@ -75,6 +77,9 @@ def contract_sequences(prompts: list[Tensor], mask_id: int, S: int, max_rows: in
     prefill = Call(tokens[:P], 0, P, torch.tensor([P - 1]))
     longest = torch.cat([*prompts, torch.full((S,), mask_id)])[:S]
     spread = torch.linspace(0, S - 1, min(8, max_rows)).long()
+    end = longest[-1:]
+    if at_the_end is not None:
+        end, longest = longest[: min(at_the_end, S // 2)], torch.full((S,), mask_id)
     return (
         Sequence("prefill-then-block", (prefill, last, last)),
         Sequence("rewrite-inside", (whole, block(P, other, L), block(P, tokens[P:middle], L))),
@@ -82,7 +87,7 @@ def contract_sequences(prompts: list[Tensor], mask_id: int, S: int, max_rows: in
         Sequence("rows-subset", (rows(L - 1, 0, L // 2), rows(1))),
         Sequence("one-token", tuple(block(i, tokens[i : i + 1], i + 1) for i in range(4))),
         Sequence("one-inside", (whole, block(P - 1, tokens[:1], L), block(0, tokens[P : P + 1], L))),
-        Sequence("max-length", (Call(longest, 0, S, spread), block(S - 1, longest[-1:], S))),
+        Sequence("max-length", (Call(longest, 0, S, spread), block(S - len(end), end, S))),
     )
 
 
