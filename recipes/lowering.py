@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
+from torch.export import ExportedProgram
 
 from recipes.exporter import garbage_of_now_only  # first
 
@@ -31,7 +31,7 @@ from recipes.xnnpack import adapted_lowering
 
 @garbage_of_now_only()
 def lower_program(
-    exported: torch.export.ExportedProgram,
+    exported: ExportedProgram,
     backend: Backend,
     constant_methods: dict[str, Any],
     weights: Weights | None = None,
@@ -44,20 +44,23 @@ def lower_program(
     """
     # Without a partitioner the two decompositions are not the same as one: nodes would come in another order.
     once = decomposed_once() if backend is Backend.xnnpack else nullcontext()
-    with warnings.catch_warnings(), adapted_lowering(weights), shapes_computed_once(), once, partitions_kept() as kept:
+    runs = left_out.runs if left_out is not None else []
+    config = EdgeCompileConfig(_check_ir_validity=False)
+    with warnings.catch_warnings(), adapted_lowering(weights), shapes_computed_once(), once:
         warnings.simplefilter("ignore")  # hundreds of deprecations of torch and executorch among themselves
         began("delegates")
-        config = EdgeCompileConfig(_check_ir_validity=False)
-        edge = to_edge_transform_and_lower(
-            exported,
-            partitioner=[XnnpackPartitioner()] if backend is Backend.xnnpack else None,
-            constant_methods=constant_methods,
-            # The verifier knows only core aten operators, not executorch's own cache and attention.
-            compile_config=config,
-        )
-        if left_out is not None and left_out.runs:
+        kept: AbstractContextManager[list[ExportedProgram]] = partitions_kept() if runs else nullcontext([])
+        with kept as partitions:
+            edge = to_edge_transform_and_lower(
+                exported,
+                partitioner=[XnnpackPartitioner()] if backend is Backend.xnnpack else None,
+                constant_methods=constant_methods,
+                # The verifier knows only core aten operators, not executorch's own cache and attention.
+                compile_config=config,
+            )
+        if left_out is not None and runs:
             began("equal layers")
-            whole = unrolled(edge.exported_program(), kept, left_out.runs, tensors_of(left_out.program))
+            whole = unrolled(edge.exported_program(), partitions, runs, tensors_of(left_out.program))
             edge = EdgeProgramManager(whole, constant_methods, config)
         began("memory plan")
         # Without the fusion a quantized embedding would be dequantized whole at each call.

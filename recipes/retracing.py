@@ -12,14 +12,15 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from executorch.exir.delegate import executorch_call_delegate
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 from executorch.exir.pass_base import _ExportPassBase
 from torch._export.pass_base import _ExportPassBaseDeprecatedDoNotUse
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.traceback import NodeSource
+from torch.utils._pytree import tree_leaves
 
 Call = Callable[..., Any]
 
@@ -30,10 +31,7 @@ KEPT = torch.ops.aten.sym_size.int
 
 @contextmanager
 def shapes_computed_once() -> Iterator[None]:
-    """An operator that gets the very tensors that it got before gives what it gave then: most do in most passes.
-
-    So does a delegate that gets tensors of the same shapes.
-    """
+    """An operator that gets tensors that look as others did before gives what it gave then: most do in most passes."""
     known: dict[Any, Any] = {}
     bases = (_ExportPassBase, _ExportPassBaseDeprecatedDoNotUse)  # of executorch's passes, and of torch's
     of_executorch, of_torch = (patch.object(base, "_fx", _remembering(base._fx, known)) for base in bases)
@@ -48,7 +46,10 @@ def shapes_computed_once() -> Iterator[None]:
 
 
 class _Remembering:
-    """A pass's interpreter. known: result and arguments by operator and what identifies the arguments."""
+    """A pass's interpreter. known: result and arguments by operator and what the arguments are, or how they look.
+
+    A number that is read from a tensor is the same for the very same tensor alone.
+    """
 
     def __init__(self, interpreter: Any, known: dict[Any, Any]) -> None:
         self._interpreter = interpreter
@@ -58,12 +59,16 @@ class _Remembering:
         return getattr(self._interpreter, name)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        of = _looks if target is executorch_call_delegate else _identity
-        key = (getattr(target, "_op", target), of(args), of(kwargs))  # the edge dialect's, or torch's
-        if key not in self._known:
-            # The arguments are kept, or another object could get the place in memory that identifies them.
-            self._known[key] = self._interpreter.call_function(target, args, kwargs), args, kwargs
-        return self._known[key][0]
+        op = getattr(target, "_op", target)  # the edge dialect's, or torch's
+        same, alike = ((op, _parts(args, look), _parts(kwargs, look)) for look in (id, _look))
+        if same in self._known or alike in self._known:
+            return (self._known.get(same) or self._known[alike])[0]
+        result = self._interpreter.call_function(target, args, kwargs)
+        # The arguments are kept, or another object could get the place in memory that identifies them.
+        self._known[same] = result, args, kwargs
+        if all(isinstance(part, torch.Tensor) for part in tree_leaves(result)):
+            self._known[alike] = result, args, kwargs
+        return result
 
 
 def _remembering(fx: Call, known: dict[Any, Any]) -> Call:
@@ -78,21 +83,23 @@ def _remembering(fx: Call, known: dict[Any, Any]) -> Call:
     return remembering
 
 
-def _identity(value: Any) -> Any:
+def _parts(value: Any, look: Call) -> Any:
     if isinstance(value, (tuple, list)):
-        return tuple(map(_identity, value))
+        return tuple(_parts(one, look) for one in value)
     if isinstance(value, dict):
-        return tuple((name, _identity(one)) for name, one in value.items())
-    return (type(value), value) if isinstance(value, PLAIN) else id(value)
+        return tuple((name, _parts(one, look)) for name, one in value.items())
+    return (type(value), value) if isinstance(value, PLAIN) else look(value)
 
 
-def _looks(value: Any) -> Any:
-    """Of a delegate's arguments: what it gives goes by no more than their shapes, and equal layers share partitions."""
-    if isinstance(value, (tuple, list)):
-        return tuple(map(_looks, value))
-    if isinstance(value, LoweredBackendModule):
-        return id(value.original_module)
-    return (value.dtype, str(tuple(value.shape))) if isinstance(value, torch.Tensor) else _identity(value)
+def _look(value: Any) -> Any:
+    """All that the shape of a result goes by: those of equal layers are computed once."""
+    if isinstance(value, FakeTensor) and value.constant is None:
+        return value.dtype, tuple(map(_length, value.shape)), tuple(map(_length, value.stride()))
+    return id(value.original_module if isinstance(value, LoweredBackendModule) else value)  # equal layers share it
+
+
+def _length(value: int | torch.SymInt) -> Any:
+    return value.node.expr if isinstance(value, torch.SymInt) else value
 
 
 _recompile = GraphModule.recompile

@@ -25,7 +25,7 @@ from torchao.quantization import IntxUnpackedToInt8Tensor
 from model import DreamEdge
 from model.pages import release
 from recipes.options import Backend, LinearQuant, Recipe
-from recipes.packing import pack_int4, packed_digests, unpack_int4
+from recipes.packing import dequantized, pack_int4, packed_digests
 from recipes.quantization import (
     INT8_ACTIVATIONS,
     InputsByLayer,
@@ -68,9 +68,8 @@ class Weights:
         if not isinstance(parameter.data, IntxUnpackedToInt8Tensor):
             return parameter.data[rows]
         quantized = parameter.data
-        integers = unpack_int4(self.packed[name][rows]) if name in self.packed else quantized.qdata[rows]
-        dequantized: Tensor = _intx(integers, quantized.scale[rows], quantized).dequantize()
-        return dequantized
+        integers = self.packed.get(name, quantized.qdata)[rows]
+        return dequantized(integers, quantized.scale[rows], quantized.dtype, is_packed=name in self.packed)
 
     def release(self, prefix: str = "") -> None:
         """Give back the memory of what `rows` has read, where it is a mapping of a file."""
@@ -247,11 +246,6 @@ def _quantized(
         dtype=getattr(torch, recipe.dtype.value),
         activation_quantization=INT8_ACTIVATIONS if is_linear else None,
     )
-
-
-def _intx(integers: Tensor, scale: Tensor, like: IntxUnpackedToInt8Tensor) -> IntxUnpackedToInt8Tensor:
-    attributes = {name: getattr(like, name) for name in like.tensor_attribute_names}
-    return IntxUnpackedToInt8Tensor(integers, scale, torch.zeros(scale.shape, dtype=torch.int8), **attributes)
 
 
 def _copied(part: nn.Module) -> nn.Module:

@@ -22,7 +22,7 @@ import recipes.exporter  # noqa: F401 - first
 import torch
 from executorch.backends.xnnpack import xnnpack_preprocess
 from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
-from executorch.exir.backend.backend_details import PreprocessResult
+from executorch.exir.backend.backend_details import CompileSpec, PreprocessResult
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -52,7 +52,10 @@ class Delegate:
 
 @contextmanager
 def partitions_kept() -> Iterator[list[ExportedProgram]]:
-    """Yields what will be the delegates' partitions, in order, as XNNPACK's passes leave them."""
+    """Yields what will be the delegates' partitions, in order, as XNNPACK's passes leave them.
+
+    Delegates are left empty: `unrolled` makes them.
+    """
     kept: list[ExportedProgram] = []
     manager = xnnpack_preprocess.XNNPACKPassManager
 
@@ -63,8 +66,21 @@ def partitions_kept() -> Iterator[list[ExportedProgram]]:
 
         return SimpleNamespace(transform=transform)
 
-    with patch.object(xnnpack_preprocess, "XNNPACKPassManager", keeping):
+    with (
+        patch.object(xnnpack_preprocess, "XNNPACKPassManager", keeping),
+        patch.object(xnnpack_preprocess, "get_node_visitors", lambda *_: _Passers()),
+    ):
         yield kept
+
+
+class _Passers(dict[str, Any]):
+    """In place of what writes the nodes of a delegate."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __getitem__(self, name: str) -> Any:
+        return SimpleNamespace(define_node=lambda *_: None)
 
 
 def unrolled(
@@ -230,11 +246,12 @@ class _Unrolling:
             raise UnlikeError(f"layer {run.second} became {len(second)} operators, layer {run.first} {len(first)}")
         for one, other in zip(first, second, strict=True):
             if one.op == other.op == "get_attr":
-                name, delegate = str(one.target), self.delegates[str(other.target)]
-                steps.add(step := _handle(delegate.partition) - _handle(self.delegates[name].partition))
-                made = replace(delegate, renumbered=renumbered, later=-step)
-                like = getattr(self.program.graph_module, name)
-                if _processed(made, like, self.tensors).processed_bytes == like.processed_bytes:
+                mine, delegate = (self.delegates[str(node.target)] for node in (one, other))
+                steps.add(step := _handle(delegate.partition) - _handle(mine.partition))
+                again = replace(delegate, renumbered=renumbered, later=mine.later - step)
+                specs = getattr(self.program.graph_module, str(one.target)).compile_specs
+                made = (_processed(it, specs, self.tensors).processed_bytes for it in (mine, again))
+                if len(set(made)) == 1:
                     continue
             elif (one.op, one.target) == (other.op, other.target):
                 (of_one, form), (of_other, other_form) = (
@@ -249,8 +266,8 @@ class _Unrolling:
 
 
 def _lowered(delegate: Delegate, like: LoweredBackendModule, tensors: Mapping[str, Tensor]) -> LoweredBackendModule:
-    result = _processed(delegate, like, tensors)
     specs = like.compile_specs
+    result = _processed(delegate, specs, tensors)
     made = LoweredBackendModule(
         like.original_module, like.backend_id, result.processed_bytes, specs, result.data_store_output
     )
@@ -258,7 +275,7 @@ def _lowered(delegate: Delegate, like: LoweredBackendModule, tensors: Mapping[st
     return made
 
 
-def _processed(delegate: Delegate, like: LoweredBackendModule, tensors: Mapping[str, Tensor]) -> PreprocessResult:
+def _processed(delegate: Delegate, specs: list[CompileSpec], tensors: Mapping[str, Tensor]) -> PreprocessResult:
     partition, state = delegate.partition, {}
     for name, tensor in partition.state_dict.items():
         target = _of_layer(name, delegate.renumbered)
@@ -281,7 +298,7 @@ def _processed(delegate: Delegate, like: LoweredBackendModule, tensors: Mapping[
         for node, handle in zip(nodes, handles, strict=True):
             node.meta["debug_handle"] = handle + delegate.later
         with patch.object(xnnpack_preprocess, "XNNPACKPassManager", _none_left):
-            return XnnpackBackend.preprocess(program, like.compile_specs)
+            return XnnpackBackend.preprocess(program, specs)
     finally:
         for node, handle in zip(nodes, handles, strict=True):
             node.meta["debug_handle"] = handle

@@ -102,12 +102,18 @@ def test_the_passes_that_are_left_out_exist() -> None:
     assert all(hasattr(_passes, name) for name in xnnpack.PASSES_OF_OTHER_NETWORKS)
 
 
-def test_the_same_objects_are_the_same_arguments_and_equal_numbers_of_one_type() -> None:
-    x, y = torch.zeros(2), torch.zeros(2)
-    same = [(x, [1, 2.0], {"dtype": torch.int8}), (x, [1, 2.0], {"dtype": torch.int8})]
-    assert len({retracing._identity(arguments) for arguments in same}) == 1
-    others = [(y, [1, 2.0]), (x, [1, 2]), (x, [True, 2.0]), (x, 1, 2.0), (x, [1, 2.0], None), ([x, 1], 2.0)]
-    assert len({retracing._identity(arguments) for arguments in [same[0], *others]}) == 1 + len(others)
+def test_what_the_shape_of_a_result_goes_by() -> None:
+    def looks(*values: object) -> list[object]:
+        return [retracing._parts(value, retracing._look) for value in values]
+
+    with FakeTensorMode():
+        x, like, wide, turned = torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3).double(), torch.zeros(3, 2).t()
+    same = looks((x, [1, 2.0], {"dtype": torch.int8}), (like, [1, 2.0], {"dtype": torch.int8}))
+    assert len({*same}) == 1
+    others = looks((wide, [1, 2.0]), (turned, [1, 2.0]), (x, [1, 2]), (x, [True, 2.0]), (x, 1, 2.0), ([x, 1], 2.0))
+    assert len({*same, *others}) == 7
+    real = torch.zeros(2), torch.zeros(2)  # a result may go by what is in them
+    assert len({*looks(*real)}) == 2
 
 
 def test_the_table_of_operators_is_what_executorchs_own_reader_reads() -> None:

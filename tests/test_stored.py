@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +22,9 @@ from pipeline.load import load
 from pipeline.lower import lower
 from pipeline.quantize import Quantized, cache_folder, quantize
 from pipeline.schema import ExportConfig
-from recipes import quantization
-from recipes.packing import pack_int4, unpack_int4
+from recipes import packing, quantization
+from recipes.options import Dtype
+from recipes.packing import dequantized, pack_int4, unpack_int4
 from recipes.quantization import quantize_model
 from recipes.stored import Weights, in_memory, open_stored, store
 from runtime.errors import OutputError
@@ -75,6 +77,18 @@ def test_slices_are_what_torchao_makes_of_the_whole(name: str, monkeypatch: pyte
     for part in ("qdata", "scale", "zero_point"):
         assert torch.equal(getattr(linear.weight, part), getattr(whole.weight, part)), part
     assert torch.equal(linear.weight.dequantize(), whole.weight.dequantize())
+
+
+@pytest.mark.parametrize("dtype", [Dtype.float32, Dtype.float16])
+@pytest.mark.parametrize("name", ["int4_xnnpack", "int4_fast_xnnpack", "int8_xnnpack"])
+def test_dequantized_as_by_torchao(name: str, dtype: Dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "AT_ONCE", 1000)  # 15 rows, and a shorter slice at the end
+    linear, recipe = torch.nn.Linear(64, 100, bias=False), load_recipe(name)
+    quantization.quantize_module("lm_head", linear, dtype, recipe.linear, None)
+    held: Any = linear.weight.data
+    assert torch.equal(dequantized(held.qdata, held.scale, held.dtype), held.dequantize())
+    if "int4" in name:
+        assert torch.equal(dequantized(pack_int4(held.qdata), held.scale, held.dtype, True), held.dequantize())
 
 
 # The float recipes are tried in tests/extra.
