@@ -387,6 +387,15 @@ def test_speed_is_what_was_measured() -> None:
     assert result["ratios"]["answer by window, EB 4, to dual, threshold 0.9"] <= 0.51
 
 
+def test_the_page_shows_what_lowering_equal_layers_once_saves() -> None:
+    from scripts.compare_lowering import table_of
+
+    found = json.loads((ROOT / "docs" / "lowering.json").read_text())
+    assert f"<!-- lowering -->\n\n{table_of(found)}\n" in (ROOT / "docs" / "performance.md").read_text()
+    once, each = (sum(found[way]["seconds"].values()) for way in ("once", "each"))
+    assert once < each / 2
+
+
 def test_a_ratio_that_is_worse_is_named() -> None:
     from scripts.bench import MARGIN, show
 

@@ -14,12 +14,13 @@ from torch import Tensor
 from model import DreamEdge, load_hf_model
 from pipeline.config import load_recipe, names_of
 from recipes.options import Backend
-from recipes.stored import in_memory
+from recipes.stored import Weights, in_memory
 from runtime.artifact import REFERENCE_FILE, read_manifest
 from runtime.errors import UsageError
+from runtime.program import MODEL_FILE
 from tests.checkpoints import GOLDEN, ROOT, Build
-from tests.faults.judge import quantized
-from validation import tied_calls
+from tests.faults.judge import quantized, right
+from validation import eager, effort, tied_calls
 from validation.expected_format import expected_format
 from validation.figures import (
     TIE_MARGIN,
@@ -31,14 +32,16 @@ from validation.figures import (
     repeatability,
     sqnr_db,
 )
-from validation.float32 import Float32, logits_of
+from validation.float32 import Float32, Request, logits_of, run_float32
 from validation.format import read_format
-from validation.judge import bounds_of, expectations
+from validation.judge import bounds_of, expectations, measure
 from validation.logits import Summary, digest, summarize
-from validation.recording import run_eager
+from validation.material import Material
+from validation.progress import silent
+from validation.recording import make_reference, run_eager
 from validation.reference import Call, Expected, Reference, Sequence, load_reference, save_reference
 from validation.replay import Replay, replay
-from validation.settings import Budget, check_bounds
+from validation.settings import Budget, ValidationConfig, check_bounds
 from validation.tasks import load_checker, read_prompts, wilson_interval
 from validation.ties import TieMargins
 
@@ -406,3 +409,24 @@ def test_float16_is_measured_against_its_exact_sums(build: Build) -> None:
     replayed = replay(artifact / "model.pte", artifact / REFERENCE_FILE)
     demanding = {"fidelity_db": 200.0, "fidelity_exact_db": 200.0}
     assert failing(fidelity(reference, replayed, demanding)) == set()
+
+
+def test_of_a_large_network_the_longest_call_repeats_a_token(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eager computes it once; a right program, which computes all, agrees."""
+    monkeypatch.setattr(effort, "LARGE", 0)
+    monkeypatch.setattr(eager, "LONG", 64)
+    artifact = build("gqa2", "int4_xnnpack")
+    it = right(artifact, GOLDEN / "gqa2")
+    model, _, _ = load_hf_model(GOLDEN / "gqa2", dtype=None)
+    material = Material([torch.arange(5, 29) + i for i in range(8)], is_random=True)
+    request = Request(material, None, 8, ValidationConfig(n_prompts=8), it.max_seq_len, it.max_rows)
+    float32 = run_float32(Weights(model, {}), request, silent)
+    reference = make_reference(it.weights, float32, None, material, None, it.max_seq_len, it.max_rows, silent)
+    longest = next(sequence for sequence in reference.sequences if sequence.name == "max-length")
+    assert [len(call.tokens) for call in longest.calls] == [it.max_seq_len, 64]
+    save_reference(reference, tmp_path / "reference.safetensors")
+    bounds, expected = expectations(artifact, read_manifest(artifact))
+    measured = measure(artifact / MODEL_FILE, tmp_path / "reference.safetensors", reference, bounds, expected)
+    assert [str(figure) for figure in measured.figures if not figure.ok] == []
