@@ -11,8 +11,8 @@ from pipeline.display import Report, silent
 from pipeline.export import Exported
 from pipeline.quantize import Quantized
 from recipes.lowering import lower_program
+from recipes.partitions import UnlikeError
 from recipes.static_program import export_program
-from recipes.unrolling import UnlikeError
 from runtime.errors import RecipeError
 
 log = logging.getLogger(__name__)

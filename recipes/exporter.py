@@ -1,10 +1,16 @@
-"""executorch's exporter, imported before anything of it: a third of its import is one table that it reads slowly."""
+"""executorch's exporter, imported before anything of it: a third of its import is one table that it reads slowly, and
+another all of torch's inductor, of which it calls one function.
+"""
 
 from __future__ import annotations
 
 import gc
+import importlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
 from unittest.mock import patch
 
 import yaml
@@ -20,7 +26,33 @@ def _read(_: YAML, text: str) -> object:
         loader.dispose()
 
 
-with patch.object(YAML, "load", _read):
+POST_GRAD, LOWERING = "torch._inductor.fx_passes.post_grad", "torch._inductor.lowering"
+
+
+def by_inductor(graph: Any) -> None:
+    """What executorch asks inductor: for programs that are not as ours, of which `recipes.retracing` takes care."""
+    importlib.import_module(POST_GRAD).decompose_auto_functionalized(graph)
+
+
+@contextmanager
+def without_inductor() -> Iterator[None]:
+    """executorch imports all of torch's compiler, a second or two, to call one function of it (`by_inductor`), and to
+    tell it of two operators of its own. While inside, what it asks for stands in its place, if it is not there.
+    """
+    post_grad, lowering = ModuleType(POST_GRAD), ModuleType(LOWERING)
+    vars(post_grad).update(decompose_auto_functionalized=by_inductor)
+    vars(lowering).update(lowerings={}, register_lowering=lambda *_, **__: lambda function: function)
+    stand_ins = [
+        module for module in (post_grad, lowering) if sys.modules.setdefault(module.__name__, module) is module
+    ]
+    try:
+        yield
+    finally:
+        for module in stand_ins:
+            del sys.modules[module.__name__]
+
+
+with patch.object(YAML, "load", _read), without_inductor():
     import executorch.exir.dialects.edge._ops  # noqa: F401
 
 

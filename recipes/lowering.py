@@ -23,9 +23,10 @@ from executorch.exir import (
 
 from recipes.equal_layers import LeftOut, tensors_of
 from recipes.options import Backend
+from recipes.partitions import partitions_kept
 from recipes.retracing import decomposed_once, shapes_computed_once
 from recipes.stored import Weights
-from recipes.unrolling import partitions_kept, unrolled
+from recipes.unrolling import unrolled
 from recipes.xnnpack import adapted_lowering
 
 

@@ -6,18 +6,23 @@ that nobody calls. Without that lowering takes half the time. The adaptations ho
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+from recipes.exporter import by_inductor  # first
+
+# isort: split
 import torch
+import torch.export._remove_auto_functionalized_pass as functionalized
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 from executorch.exir.pass_base import _ExportPassBase
 from torch._export.pass_base import _ExportPassBaseDeprecatedDoNotUse
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.traceback import NodeSource
 from torch.utils._pytree import tree_leaves
@@ -41,6 +46,7 @@ def shapes_computed_once() -> Iterator[None]:
         # Where a node came from, pass by pass, is copied for each new node. It never changes.
         patch.object(NodeSource, "__deepcopy__", lambda source, _: source, create=True),
         patch.object(GraphModule, "recompile", _recompile_when_called),
+        patch.object(functionalized, "decompose_auto_functionalized", _in_place_again),
     ):
         yield
 
@@ -100,6 +106,36 @@ def _look(value: Any) -> Any:
 
 def _length(value: int | torch.SymInt) -> Any:
     return value.node.expr if isinstance(value, torch.SymInt) else value
+
+
+def _in_place_again(graph: Graph) -> None:
+    """What writes into whole tensors does so once more; inductor, which torch asks, would trace each of them anew."""
+    nodes = graph.find_nodes(op="call_function", target=torch.ops.higher_order.auto_functionalized_v2)
+    if not all(map(_writes_whole_tensors, nodes)):
+        by_inductor(graph)
+        return
+    for node in nodes:
+        op, given, bases = node.args[0], dict(node.kwargs), node.kwargs["_all_bases"]
+        names = [argument.name for argument in op._schema.arguments]
+        given |= {name: bases[given[_base_of(name)]] for name in names if _base_of(name) in given}
+        with graph.inserting_before(node):
+            made = graph.call_function(op, tuple(given[name] for name in names))
+        made.meta = node.meta | {"val": node.meta["val"][0]}
+        for user in list(node.users):
+            user.replace_all_uses_with((made, *bases)[user.args[1]])
+            graph.erase_node(user)
+        graph.erase_node(node)
+
+
+def _writes_whole_tensors(node: Node) -> bool:
+    names = [argument.name for argument in node.args[0]._schema.arguments]  # type: ignore[union-attr]
+    known = {*names, *map(_base_of, names), "_all_bases"}
+    return known.issuperset(node.kwargs) and all(user.target is operator.getitem for user in node.users)
+
+
+def _base_of(name: str) -> str:
+    """Where torch says which of the tensors an argument is that is written into; of a part of one it says more."""
+    return f"_{name}_base_index"
 
 
 _recompile = GraphModule.recompile

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from model import DreamEdge
 from model.cache import cache_shape
 from model.dream import DecoderLayer, RMSNorm, apply_rope, attend, rope_cos_sin
-from recipes.exporter import garbage_of_now_only
+from recipes.exporter import garbage_of_now_only, without_inductor
 from recipes.options import Attention, Backend
 
 CONTRACT_VERSION = 1
@@ -44,7 +44,8 @@ class StaticProgram(nn.Module):
         self.model = _with_delegable_norms(model) if self.is_delegable else model
         dtype = model.norm.weight.dtype
         if attention is not Attention.aten:
-            import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401 (registers torch.ops.llama)
+            with without_inductor():
+                import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401 (registers torch.ops.llama)
         cache = CACHES[attention]
         shape = cache_shape(config, 1, max_seq_len)
         self.caches = nn.ModuleList(cache(shape, dtype) for _ in range(config.num_hidden_layers))

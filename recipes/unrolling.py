@@ -8,22 +8,15 @@ would any other.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
-from unittest.mock import patch
 
 import recipes.exporter  # noqa: F401 - first
 
 # isort: split
 import torch
-from executorch.backends.xnnpack import xnnpack_preprocess
-from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
-from executorch.exir.backend.backend_details import CompileSpec, PreprocessResult
-from executorch.exir.lowered_backend_module import LoweredBackendModule
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
@@ -32,55 +25,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_flatten
 
 from recipes.equal_layers import Run
-
-NUMBERED = re.compile(r"\b(layers|caches)\.(\d+)\.")  # in the name of a tensor
-
-
-class UnlikeError(Exception):
-    """Equal layers became different."""
-
-
-@dataclass(frozen=True)
-class Delegate:
-    """How to make one: a partition after XNNPACK's passes, where layers get other numbers (renumbered), and all nodes
-    come `later` in the program, by executorch's debug handles."""
-
-    partition: ExportedProgram
-    renumbered: dict[int, int] = field(default_factory=dict)
-    later: int = 0
-
-
-@contextmanager
-def partitions_kept() -> Iterator[list[ExportedProgram]]:
-    """Yields what will be the delegates' partitions, in order, as XNNPACK's passes leave them.
-
-    Delegates are left empty: `unrolled` makes them.
-    """
-    kept: list[ExportedProgram] = []
-    manager = xnnpack_preprocess.XNNPACKPassManager
-
-    def keeping(program: ExportedProgram, passes: Any = None) -> Any:
-        def transform() -> ExportedProgram:
-            kept.append(manager(program, passes).transform())
-            return kept[-1]
-
-        return SimpleNamespace(transform=transform)
-
-    with (
-        patch.object(xnnpack_preprocess, "XNNPACKPassManager", keeping),
-        patch.object(xnnpack_preprocess, "get_node_visitors", lambda *_: _Passers()),
-    ):
-        yield kept
-
-
-class _Passers(dict[str, Any]):
-    """In place of what writes the nodes of a delegate."""
-
-    def __contains__(self, name: object) -> bool:
-        return True
-
-    def __getitem__(self, name: str) -> Any:
-        return SimpleNamespace(define_node=lambda *_: None)
+from recipes.partitions import NUMBERED, Delegate, UnlikeError, first_handle, lowered, of_layer, processed
 
 
 def unrolled(
@@ -152,7 +97,7 @@ class _Unrolling:
     def done(self) -> ExportedProgram:
         old, module = self.program, self.program.graph_module
         for name, delegate in self.delegates.items():
-            setattr(module, name, _lowered(delegate, getattr(module, name), self.tensors))
+            setattr(module, name, lowered(delegate, getattr(module, name), self.tensors))
         self.graph.output_node().args = (tuple(node for node, _ in self.outputs),)
         inputs = [self.inputs[node] for node in self.graph.find_nodes(op="placeholder")]
         return ExportedProgram(
@@ -187,14 +132,14 @@ class _Unrolling:
             )
             for i in run.left_out:
                 for node in like:
-                    target = _of_layer(self.inputs[node].target, {run.second: i})
+                    target = of_layer(self.inputs[node].target, {run.second: i})
                     self.state[target] = self.tensors[target]
                     self._input(node, f"{node.name}_{i}", target, self.graph.inserting_before(last[0]))
 
     def _inputs_of(self, renumbered: dict[int, int]) -> dict[Node, Node]:
         """What has the place of a layer's inputs in another."""
         by_target = {spec.target: node for node, spec in self.inputs.items() if _layer(spec.target)}
-        moved = {node: _of_layer(target, renumbered) for target, node in by_target.items()}
+        moved = {node: of_layer(target, renumbered) for target, node in by_target.items()}
         return {node: by_target[target] for node, target in moved.items() if target in by_target}
 
     def _add_constants(self, likes: list[Node], layer: int, latest: dict[Node, Node]) -> dict[Node, Node]:
@@ -218,7 +163,7 @@ class _Unrolling:
         before = [(i, node, spec) for i, (node, spec) in enumerate(self.outputs) if node in made]
         place = before[-1][0] + 1
         self.outputs[place:place] = [
-            (made[node], replace(spec, arg=TensorArgument(made[node].name), target=_of_layer(spec.target, one_on)))
+            (made[node], replace(spec, arg=TensorArgument(made[node].name), target=of_layer(spec.target, one_on)))
             for one_on in [{layer - 1: layer}]
             for _, node, spec in before
         ]
@@ -238,7 +183,7 @@ class _Unrolling:
                 return x is y
             of_x, of_y = self.inputs[x], self.inputs[y]
             if _layer(of_y.target):
-                return of_x.target == _of_layer(of_y.target, renumbered)
+                return of_x.target == of_layer(of_y.target, renumbered)
             return x is y or (_is_constant(of_y) and torch.equal(self.state[of_x.target], self.state[of_y.target]))
 
         steps = set()
@@ -247,10 +192,10 @@ class _Unrolling:
         for one, other in zip(first, second, strict=True):
             if one.op == other.op == "get_attr":
                 mine, delegate = (self.delegates[str(node.target)] for node in (one, other))
-                steps.add(step := _handle(delegate.partition) - _handle(mine.partition))
+                steps.add(step := first_handle(delegate.partition) - first_handle(mine.partition))
                 again = replace(delegate, renumbered=renumbered, later=mine.later - step)
                 specs = getattr(self.program.graph_module, str(one.target)).compile_specs
-                made = (_processed(it, specs, self.tensors).processed_bytes for it in (mine, again))
+                made = (processed(it, specs, self.tensors).processed_bytes for it in (mine, again))
                 if len(set(made)) == 1:
                     continue
             elif (one.op, one.target) == (other.op, other.target):
@@ -265,54 +210,6 @@ class _Unrolling:
         return steps.pop() if steps else 0
 
 
-def _lowered(delegate: Delegate, like: LoweredBackendModule, tensors: Mapping[str, Tensor]) -> LoweredBackendModule:
-    specs = like.compile_specs
-    result = _processed(delegate, specs, tensors)
-    made = LoweredBackendModule(
-        like.original_module, like.backend_id, result.processed_bytes, specs, result.data_store_output
-    )
-    made.meta = like.meta
-    return made
-
-
-def _processed(delegate: Delegate, specs: list[CompileSpec], tensors: Mapping[str, Tensor]) -> PreprocessResult:
-    partition, state = delegate.partition, {}
-    for name, tensor in partition.state_dict.items():
-        target = _of_layer(name, delegate.renumbered)
-        if target not in tensors and target != name:
-            raise UnlikeError(f"there is no {target} as there is {name}")
-        state[name] = tensor if target == name else tensors[target]
-    nodes = [node for node in partition.graph.nodes if "debug_handle" in node.meta]
-    handles = [node.meta["debug_handle"] for node in nodes]
-    program = ExportedProgram(
-        root=partition.graph_module,
-        graph=partition.graph,
-        graph_signature=partition.graph_signature,
-        state_dict=state,
-        range_constraints=partition.range_constraints,
-        module_call_graph=partition.module_call_graph,
-        constants=partition.constants,
-        verifiers=[partition.verifier],
-    )
-    try:
-        for node, handle in zip(nodes, handles, strict=True):
-            node.meta["debug_handle"] = handle + delegate.later
-        with patch.object(xnnpack_preprocess, "XNNPACKPassManager", _none_left):
-            return XnnpackBackend.preprocess(program, specs)
-    finally:
-        for node, handle in zip(nodes, handles, strict=True):
-            node.meta["debug_handle"] = handle
-
-
-def _none_left(program: ExportedProgram, **_: Any) -> Any:
-    """In place of XNNPACK's passes."""
-    return SimpleNamespace(transform=lambda: program)
-
-
-def _handle(partition: ExportedProgram) -> int:
-    return min(node.meta["debug_handle"] for node in partition.graph.nodes if node.op == "call_function")
-
-
 def _is_constant(spec: InputSpec) -> bool:
     """A number that tracing made a tensor."""
     return spec.kind is not InputKind.USER_INPUT and _layer(spec.target) is None
@@ -322,7 +219,3 @@ def _layer(target: str | None) -> tuple[str, int] | None:
     """(layers or caches, number) of a tensor's name."""
     found = NUMBERED.search(target or "")
     return (found[1], int(found[2])) if found else None
-
-
-def _of_layer(target: str | None, renumbered: dict[int, int]) -> str:
-    return NUMBERED.sub(lambda found: f"{found[1]}.{renumbered.get(int(found[2]), found[2])}.", target or "")

@@ -55,7 +55,7 @@ def main() -> None:
 def table_of(found: dict[str, Any]) -> str:
     """Of docs/performance.md."""
     parts = ("export", "delegates", "equal layers", "memory plan", "writing")
-    rows = [("", *parts, "all")]
+    rows: list[tuple[str, ...]] = [("", *parts, "all")]
     for name, key in (("each layer by itself", "each"), ("equal layers once", "once")):
         seconds = found[key]["seconds"]
         cells = (f"{seconds[part]:.1f}" if part in seconds else "" for part in parts)
@@ -78,9 +78,9 @@ def made(quantized: Quantized, settings: ExportConfig, pte: Path) -> dict[str, A
     clock("export")
     phases = ["lowering"]
 
-    def begun(phase: str, done: int = 0, total: int = 0, share: float | None = None) -> None:  # noqa: ARG001
+    def begun(what: str, done: int = 0, total: int = 0, share: float | None = None) -> None:  # noqa: ARG001
         clock(phases[-1])
-        phases.append(phase)
+        phases.append(what)
 
     lower(exported, quantized, pte, begun)
     clock(phases[-1])

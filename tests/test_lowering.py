@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import operator
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -15,8 +19,8 @@ from executorch.backends.xnnpack.partition.config import xnnpack_config
 from executorch.exir.pass_base import _ExportPassBase
 from ruamel.yaml import YAML
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch.export import ExportedProgram, _remove_auto_functionalized_pass
+from torch.fx import Graph, GraphModule
 
 from model import DreamEdge, DreamEdgeConfig
 from recipes import exporter, lowering, retracing, xnnpack
@@ -26,6 +30,7 @@ from recipes.quantization import quantize_model
 from recipes.static_program import StaticProgram, export_program, metadata
 from runtime import Program
 from runtime.program import executorch_folder
+from tests.checkpoints import ROOT
 from validation.format import read_format
 
 N_LAYERS = 2
@@ -116,6 +121,34 @@ def test_what_the_shape_of_a_result_goes_by() -> None:
     assert len({*looks(*real)}) == 2
 
 
+def test_what_writes_into_a_part_of_a_tensor_is_left_to_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch says of a part of a tensor more than which tensor it is: sizes, strides or slices."""
+    asked: list[Graph] = []
+    monkeypatch.setattr(retracing, "by_inductor", asked.append)
+    op = torch.ops.llama.update_cache.default
+    for part in ({}, {"_cache_slice_dim": 0}):
+        graph = Graph()
+        value, cache = graph.placeholder("value"), graph.placeholder("cache")
+        given: dict[str, Any] = {"value": value, "start_pos": 0, "_cache_base_index": 0, **part, "_all_bases": [cache]}
+        written = graph.call_function(torch.ops.higher_order.auto_functionalized_v2, (op,), given)
+        written.meta["val"] = (None, None)
+        graph.output(graph.call_function(operator.getitem, (written, 1)))
+        retracing._in_place_again(graph)
+        if part:
+            assert asked == [graph]
+        else:
+            made = graph.find_nodes(op="call_function", target=op)
+            assert [node.args for node in made] == [(value, cache, 0)]
+            assert graph.output_node().args == (cache,)
+            assert not asked
+
+
+def test_inductor_is_not_imported() -> None:
+    code = "import sys, recipes.lowering; print('torch._inductor.lowering' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert said.stdout.strip() == "False"
+
+
 def test_the_table_of_operators_is_what_executorchs_own_reader_reads() -> None:
     text = (executorch_folder() / "exir" / "dialects" / "edge" / "edge.yaml").read_text(encoding="utf-8")
     assert exporter._read(YAML(), text) == YAML(typ="safe").load(text)
@@ -127,6 +160,7 @@ def test_nothing_stays_adapted() -> None:
             ExportedProgram.run_decompositions,
             _ExportPassBase._fx,
             GraphModule.recompile,
+            _remove_auto_functionalized_pass.decompose_auto_functionalized,
             xnnpack_config.has_free_unbacked_symbols,
             xnnpack_preprocess.XnnpackBackend.copy_exported_program_for_preprocess,
             xnnpack_preprocess.XNNPACKPassManager,

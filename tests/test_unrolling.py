@@ -15,9 +15,9 @@ from pipeline import lower as stage
 from recipes.equal_layers import LeftOut, Run, runs_of, shortened
 from recipes.lowering import lower_program
 from recipes.options import Attention, Backend, Dtype, LinearQuant
+from recipes.partitions import UnlikeError
 from recipes.quantization import quantize_module
 from recipes.static_program import StaticProgram, export_program, metadata
-from recipes.unrolling import UnlikeError
 
 S = 16
 
