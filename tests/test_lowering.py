@@ -160,7 +160,7 @@ def test_nothing_stays_adapted() -> None:
             ExportedProgram.run_decompositions,
             _ExportPassBase._fx,
             GraphModule.recompile,
-            _remove_auto_functionalized_pass.decompose_auto_functionalized,
+            vars(_remove_auto_functionalized_pass)["decompose_auto_functionalized"],
             xnnpack_config.has_free_unbacked_symbols,
             xnnpack_preprocess.XnnpackBackend.copy_exported_program_for_preprocess,
             xnnpack_preprocess.XNNPACKPassManager,
