@@ -34,7 +34,7 @@ def lower(exported: Exported, quantized: Quantized, pte: Path, report: Report = 
         try:
             program = lower_program(exported.program, *asked, exported.left_out)
         except UnlikeError as error:
-            log.info("each layer is lowered by itself: %s", error)
+            log.warning("each layer is lowered by itself, which takes longer: %s", error)
             program = lower_program(export_program(exported.left_out.program, exported.max_rows), *asked)
     except Exception as error:
         raise RecipeError(f"recipe {recipe.name} cannot be lowered: {_first_line(error)}") from error

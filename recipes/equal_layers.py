@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from recipes.static_program import StaticProgram
+from recipes.static_program import AtenCache, StaticProgram
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -40,7 +40,7 @@ class LeftOut:
 
 def runs_of(program: StaticProgram) -> list[Run]:
     """The first layer reads the embedding and the last computes rows alone, so neither becomes like another."""
-    if not program.is_delegable:
+    if not program.is_delegable or isinstance(program.caches[0], AtenCache):
         return []
     layers = program.model.layers
     rows = (list(run) for _, run in groupby(range(1, len(layers) - 1), lambda i: _kind(layers[i])))
@@ -48,7 +48,7 @@ def runs_of(program: StaticProgram) -> list[Run]:
 
 
 def shortened(program: StaticProgram, runs: Sequence[Run]) -> StaticProgram:
-    """Without the layers that the runs leave out. The others keep their tensors, and the numbers in their names."""
+    """Without the layers that the runs leave out. The others keep their tensors and, in their names, their numbers."""
     left_out = {str(i) for run in runs for i in run.left_out}
     if not left_out:
         return program

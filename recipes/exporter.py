@@ -5,7 +5,6 @@ another all of torch's inductor, of which it calls one function.
 from __future__ import annotations
 
 import gc
-import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +30,9 @@ POST_GRAD, LOWERING = "torch._inductor.fx_passes.post_grad", "torch._inductor.lo
 
 def by_inductor(graph: Any) -> None:
     """What executorch asks inductor: for programs that are not as ours, of which `recipes.retracing` takes care."""
-    importlib.import_module(POST_GRAD).decompose_auto_functionalized(graph)
+    from torch._inductor.fx_passes.post_grad import decompose_auto_functionalized
+
+    decompose_auto_functionalized(graph)
 
 
 @contextmanager

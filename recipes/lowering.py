@@ -41,7 +41,8 @@ def lower_program(
 ) -> ExecutorchProgramManager:
     """The program, ready to be written with `write_to_file`. weights: those on disk stay there until then.
 
-    began: is told what is done now. left_out: layers that are not in `exported`. Raises `UnlikeError` if they have to.
+    began: is told what is done now. left_out: layers that are not in `exported`. Raises `UnlikeError` if they cannot be
+    put back.
     """
     # Without a partitioner the two decompositions are not the same as one: nodes would come in another order.
     once = decomposed_once() if backend is Backend.xnnpack else nullcontext()

@@ -72,7 +72,8 @@ class _Remembering:
         result = self._interpreter.call_function(target, args, kwargs)
         # The arguments are kept, or another object could get the place in memory that identifies them.
         self._known[same] = result, args, kwargs
-        if all(isinstance(part, torch.Tensor) for part in tree_leaves(result)):
+        reads_lengths = torch.Tag.dynamic_output_shape in getattr(op, "tags", ())
+        if not reads_lengths and all(isinstance(part, torch.Tensor) for part in tree_leaves(result)):
             self._known[alike] = result, args, kwargs
         return result
 
@@ -100,7 +101,8 @@ def _parts(value: Any, look: Call) -> Any:
 def _look(value: Any) -> Any:
     """All that the shape of a result goes by: those of equal layers are computed once."""
     if isinstance(value, FakeTensor) and value.constant is None:
-        return value.dtype, tuple(map(_length, value.shape)), tuple(map(_length, value.stride()))
+        sizes = (tuple(map(_length, numbers)) for numbers in (value.shape, value.stride(), [value.storage_offset()]))
+        return value.dtype, *sizes, value.device, value.requires_grad, id(value.fake_mode)
     return id(value.original_module if isinstance(value, LoweredBackendModule) else value)  # equal layers share it
 
 
@@ -111,7 +113,8 @@ def _length(value: int | torch.SymInt) -> Any:
 def _in_place_again(graph: Graph) -> None:
     """What writes into whole tensors does so once more; inductor, which torch asks, would trace each of them anew."""
     nodes = graph.find_nodes(op="call_function", target=torch.ops.higher_order.auto_functionalized_v2)
-    if not all(map(_writes_whole_tensors, nodes)):
+    older = graph.find_nodes(op="call_function", target=torch.ops.higher_order.auto_functionalized)
+    if older or not all(map(_writes_whole_tensors, nodes)):
         by_inductor(graph)
         return
     for node in nodes:
@@ -128,9 +131,17 @@ def _in_place_again(graph: Graph) -> None:
 
 
 def _writes_whole_tensors(node: Node) -> bool:
-    names = [argument.name for argument in node.args[0]._schema.arguments]  # type: ignore[union-attr]
+    schema, given = node.args[0]._schema, node.kwargs  # type: ignore[union-attr]
+    names = [argument.name for argument in schema.arguments if not argument.kwarg_only]
+    bases = [given[base] for base in map(_base_of, names) if base in given]
     known = {*names, *map(_base_of, names), "_all_bases"}
-    return known.issuperset(node.kwargs) and all(user.target is operator.getitem for user in node.users)
+    return (
+        len(names) == len(schema.arguments)
+        and len(schema.returns) <= 1
+        and all(isinstance(base, int) for base in bases)
+        and known.issuperset(given)
+        and all(user.target is operator.getitem for user in node.users)
+    )
 
 
 def _base_of(name: str) -> str:

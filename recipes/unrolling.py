@@ -36,10 +36,13 @@ def unrolled(
 
     Raises `UnlikeError`.
     """
-    unrolling = _Unrolling(program, partitions, tensors)
-    for run in runs:
-        unrolling.repeat(run)
-    return unrolling.done()
+    try:
+        unrolling = _Unrolling(program, partitions, tensors)
+        for run in runs:
+            unrolling.repeat(run)
+        return unrolling.done()
+    except (LookupError, StopIteration, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise UnlikeError(f"{type(error).__name__}: {error}") from error
 
 
 class _Unrolling:
@@ -59,15 +62,20 @@ class _Unrolling:
         signature = program.graph_signature
         self.inputs = dict(zip(self.graph.find_nodes(op="placeholder"), signature.input_specs, strict=True))
         self.outputs = list(zip(self.graph.output_node().args[0], signature.output_specs, strict=True))
+        names = sorted(node.target for node in self.graph.find_nodes(op="get_attr"))
         self.delegates = {f"lowered_module_{i}": Delegate(partition) for i, partition in enumerate(partitions)}
+        if names != sorted(self.delegates):
+            raise UnlikeError(f"delegates {', '.join(names)} of {len(partitions)} partitions")
 
     def repeat(self, run: Run) -> None:
         starts = [self._first_use(i) for i in (run.first, run.second, run.last)]
         nodes = list(self.graph.nodes)
         first, second, rest = nodes[starts[0] : starts[1]], nodes[starts[1] : starts[2]], nodes[starts[2] : -1]
+        self._check_own_tensors(run.second)
         later = self._check_alike(run, first, second)
         self._add_inputs(run)
-        constants = [node for node, spec in self.inputs.items() if _is_constant(spec) and {*node.users} <= {*second}]
+        own = (node for node in self.inputs if node.users and {*node.users} <= {*second})
+        constants = [node for node in own if _is_constant(self.inputs[node])]
         latest = {node: node for node in (*constants, *second)}
         for i in run.left_out:
             renumbered = {run.second: i, run.last: i + 1}
@@ -82,11 +90,11 @@ class _Unrolling:
                     made[node].target = self._added(moved, node.target)
             self._put_out({latest[node]: made[node] for node in second}, i)
             latest = made
-        renumbered = {run.last: run.second + 1}
-        own = self._inputs_of(renumbered)
+        renumbered, behind = {run.last: run.second + 1}, {*rest}
+        its_own = self._inputs_of(renumbered)
         for node in second:
-            node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda x: own.get(x, x))
-            node.replace_all_uses_with(latest[node], lambda user: user in rest)
+            node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda x: its_own.get(x, x))
+            node.replace_all_uses_with(latest[node], lambda user: user in behind)
             if node.op == "get_attr":
                 self.delegates[node.target] = replace(self.delegates[node.target], renumbered=renumbered)
         for node in rest:
@@ -162,11 +170,18 @@ class _Unrolling:
         """What is written into caches is put out by the program: here, after what the layer before puts out."""
         before = [(i, node, spec) for i, (node, spec) in enumerate(self.outputs) if node in made]
         place = before[-1][0] + 1
+        one_on = {layer - 1: layer}
         self.outputs[place:place] = [
             (made[node], replace(spec, arg=TensorArgument(made[node].name), target=of_layer(spec.target, one_on)))
-            for one_on in [{layer - 1: layer}]
             for _, node, spec in before
         ]
+
+    def _check_own_tensors(self, layer: int) -> None:
+        """Each tensor of the layer is there by its name: one that was folded into another could not be exchanged."""
+        there = {str(spec.target) for spec in self.inputs.values()}
+        there = there.union(*(delegate.partition.state_dict for delegate in self.delegates.values()))
+        if folded := [name for name in self.tensors if _layer(name) == ("layers", layer) and name not in there]:
+            raise UnlikeError(f"{folded[0]} became part of another tensor")
 
     def _check_alike(self, run: Run, first: list[Node], second: list[Node]) -> int:
         """By how much the debug handles of the second period are later. Raises `UnlikeError`."""

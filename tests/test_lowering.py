@@ -117,6 +117,9 @@ def test_what_the_shape_of_a_result_goes_by() -> None:
     assert len({*same}) == 1
     others = looks((wide, [1, 2.0]), (turned, [1, 2.0]), (x, [1, 2]), (x, [True, 2.0]), (x, 1, 2.0), ([x, 1], 2.0))
     assert len({*same, *others}) == 7
+    with FakeTensorMode():
+        elsewhere = torch.zeros(2, 3)
+    assert looks((x,)) != looks((elsewhere,))
     real = torch.zeros(2), torch.zeros(2)  # a result may go by what is in them
     assert len({*looks(*real)}) == 2
 

@@ -12,7 +12,8 @@ import torch
 
 from model import DreamEdge, DreamEdgeConfig
 from pipeline import lower as stage
-from recipes.equal_layers import LeftOut, Run, runs_of, shortened
+from recipes import lowering
+from recipes.equal_layers import LeftOut, Run, runs_of, shortened, tensors_of
 from recipes.lowering import lower_program
 from recipes.options import Attention, Backend, Dtype, LinearQuant
 from recipes.partitions import UnlikeError
@@ -68,11 +69,20 @@ def test_equal_layers_are_lowered_once(
     assert once == lowered(program, [], attention, tmp_path / "each.pte")
 
 
+@pytest.mark.extra
 def test_a_layer_that_only_looks_equal_is_noticed(tmp_path: Path) -> None:
     program = network(6, {1: int8}, Attention.delegated)
     assert runs_of(program) == []  # three are left in a row
     with pytest.raises(UnlikeError, match=r"there is no model\.layers\.1\.self_attn"):
         lowered(program, [Run(1, 2, 4)], Attention.delegated, tmp_path / "unlike.pte")
+
+
+def test_a_tensor_that_became_part_of_another_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = network(6, {}, Attention.custom_sdpa)
+    missing = tensors_of(program) | {"model.layers.2.mlp.slope": torch.ones(1)}
+    monkeypatch.setattr(lowering, "tensors_of", lambda _: missing)
+    with pytest.raises(UnlikeError, match=r"model\.layers\.2\.mlp\.slope became part of another tensor"):
+        lowered(program, runs_of(program), Attention.custom_sdpa, tmp_path / "folded.pte")
 
 
 def test_what_makes_layers_equal() -> None:

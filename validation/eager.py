@@ -41,6 +41,10 @@ class LayerRun:
     v_1NGd: Tensor
 
 
+class Everywhere(Call):
+    """Its one token stands for as many of them as it sees."""
+
+
 @dataclass
 class Twin:
     """Some of the calls once more, in float32 and with products that are summed in another order: how far rounding
@@ -63,13 +67,15 @@ def run_by_layer(
     twin: Twin | None = None,
     watch: Watch | None = None,
     multiply: Multiply = product,
+    once: bool = True,
 ) -> list[list[float]]:
     """Calls take(i, j, logits float32 [K, vocab]) for call j of sequence i.
 
     dtype: to compute in; None for the weights' own. watch, multiply: as for `run_layers`; the output layer multiplies
-    so too. Returns the tie margin of each call, see `TieMargins`.
+    so too. once: calls as `once_each` makes them. Returns the tie margin of each call, see `TieMargins`.
     """
-    sequences = tuple(Sequence(one.name, tuple(map(once_each, one.calls))) for one in sequences)
+    if once:
+        sequences = tuple(Sequence(one.name, tuple(map(once_each, one.calls))) for one in sequences)
     ties = TieMargins(n_tokens(sequences))
     runs = run_layers(weights, sequences, dtype, ties, report, watch=watch, multiply=multiply, twin=twin)
     last = deque(runs, maxlen=1).pop()
@@ -129,13 +135,15 @@ def run_layers(
 
 
 def once_each(call: Call) -> Call:
-    """A long call of one token again and again gives the same for all of them, wherever they are: the values that
-    attention averages are the same. So one is computed, at position 0, and its key and value stand everywhere.
+    """A long call of one token again and again gives, but for rounding, the same for all of them wherever they are.
+
+    The values that attention averages are the same. So one is computed, at position 0, and its key and value stand
+    everywhere.
     """
     T = len(call.tokens)
     if T < LONG or call.start_pos > 0 or call.kv_len > T or (call.tokens != call.tokens[0]).any():
         return call
-    return Call(call.tokens[:1], 0, T, torch.zeros_like(call.rows))
+    return Everywhere(call.tokens[:1], 0, T, torch.zeros_like(call.rows))
 
 
 def _rotation(config: DreamEdgeConfig, sequences: tuple[Sequence, ...], dtype: torch.dtype) -> Callable[..., Tensor]:
@@ -250,7 +258,7 @@ def _attend_calls(
             at = tokens.stop
             slots = slice(call.start_pos, call.start_pos + len(call.tokens))
             keys_1SGd[:, slots], values_1SGd[:, slots] = k_1NGd[:, tokens], v_1NGd[:, tokens]
-            if call is sequence.calls[0] and call.kv_len > len(call.tokens):  # `once_each`; at 0 nothing is rotated
+            if isinstance(call, Everywhere):  # at 0 nothing is rotated
                 everywhere = rope_cos_sin(config, torch.arange(call.kv_len)[None], k_1NGd.dtype)
                 keys_1SGd[:, : call.kv_len] = apply_rope(*everywhere, k_1NGd[:, tokens])
                 values_1SGd[:, : call.kv_len] = v_1NGd[:, tokens]

@@ -71,5 +71,6 @@ def _moved(weights: Weights, sequence: Sequence, eager: list[Tensor], report: Re
     def take(_: int, j: int, logits_KV: Tensor) -> None:
         worst[j] = min(worst[j], sqnr_db(eager[j], summarize(logits_KV).vector))
 
-    run_by_layer(weights, (sequence,) * RUNS, take, report=report, multiply=multiply)
+    # What moves one token alone must not move all that are like it.
+    run_by_layer(weights, (sequence,) * RUNS, take, report=report, multiply=multiply, once=False)
     return worst
