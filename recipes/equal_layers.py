@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TypeVar
 
 from torch import Tensor, nn
 
-from recipes.static_program import AtenCache, StaticProgram
-
-Module = TypeVar("Module", bound=nn.Module)
+from recipes.static_program import AtenCache, StaticProgram, with_modules
 
 FEWEST = 4  # equal layers in a row, of which the first two and the last are not all
 
@@ -52,10 +48,8 @@ def shortened(program: StaticProgram, runs: Sequence[Run]) -> StaticProgram:
     left_out = {str(i) for run in runs for i in run.left_out}
     if not left_out:
         return program
-    short, short.model = _twin(program), _twin(program.model)
-    short.model.layers = _without(program.model.layers, left_out)
-    short.caches = _without(program.caches, left_out)
-    return short
+    model = with_modules(program.model, program.model._modules | {"layers": _without(program.model.layers, left_out)})
+    return with_modules(program, program._modules | {"model": model, "caches": _without(program.caches, left_out)})
 
 
 def tensors_of(program: StaticProgram) -> dict[str, Tensor]:
@@ -87,14 +81,5 @@ def _parts(tensor: Tensor) -> list[Tensor]:
     return [getattr(tensor.data, name) for name in names] if names else [tensor]
 
 
-def _twin(module: Module) -> Module:
-    """With the same tensors and modules, of which others can take the place."""
-    twin = copy.copy(module)
-    twin._modules = dict(module._modules)
-    return twin
-
-
 def _without(modules: nn.ModuleList, names: set[str]) -> nn.ModuleList:
-    twin = _twin(modules)
-    twin._modules = {name: module for name, module in modules._modules.items() if name not in names}
-    return twin
+    return with_modules(modules, {name: module for name, module in modules._modules.items() if name not in names})

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.options import Backend
-from recipes.threads import one_thread_each
+from recipes.threads import by_slices
 
 
 def packed_digests(model: nn.Module, backend: Backend) -> dict[str, list[str]]:
@@ -68,12 +68,7 @@ def dequantized(integers: Tensor, scale: Tensor, dtype: torch.dtype, is_packed: 
         rows = unpack_int4(integers[part]) if is_packed else integers[part]
         torch.mul(rows.view(floats[part].shape), scale[part, :, None].to(dtype), out=floats[part])
 
-    if floats.numel() <= AT_ONCE:  # threads would take longer to begin
-        fill(slice(None))
-    else:
-        n_rows = max(1, AT_ONCE // columns)
-        with one_thread_each() as workers:
-            list(workers(fill, [slice(start, start + n_rows) for start in range(0, len(integers), n_rows)]))
+    by_slices(len(integers), max(1, AT_ONCE // columns), fill)
     return floats.view(len(integers), columns)
 
 

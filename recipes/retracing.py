@@ -66,15 +66,17 @@ class _Remembering:
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         op = getattr(target, "_op", target)  # the edge dialect's, or torch's
-        same, alike = ((op, _parts(args, look), _parts(kwargs, look)) for look in (id, _look))
-        if same in self._known or alike in self._known:
-            return (self._known.get(same) or self._known[alike])[0]
+        keys = []
+        for look in (id, _look):
+            keys.append((op, _parts(args, look), _parts(kwargs, look)))
+            if keys[-1] in self._known:
+                return self._known[keys[-1]][0]
         result = self._interpreter.call_function(target, args, kwargs)
-        # The arguments are kept, or another object could get the place in memory that identifies them.
-        self._known[same] = result, args, kwargs
         reads_lengths = torch.Tag.dynamic_output_shape in getattr(op, "tags", ())
-        if not reads_lengths and all(isinstance(part, torch.Tensor) for part in tree_leaves(result)):
-            self._known[alike] = result, args, kwargs
+        if reads_lengths or not all(isinstance(part, torch.Tensor) for part in tree_leaves(result)):
+            keys.pop()
+        # The arguments are kept, or another object could get the place in memory that identifies them.
+        self._known.update(dict.fromkeys(keys, (result, args, kwargs)))
         return result
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,8 @@ from model.cache import cache_shape
 from model.dream import DecoderLayer, RMSNorm, apply_rope, attend, rope_cos_sin
 from recipes.exporter import garbage_of_now_only, without_inductor
 from recipes.options import Attention, Backend
+
+Module = TypeVar("Module", bound=nn.Module)
 
 CONTRACT_VERSION = 1
 
@@ -194,12 +196,17 @@ def _with_delegable_norms(module: nn.Module) -> DreamEdge:
     def replaced(module: nn.Module) -> nn.Module:
         if isinstance(module, RMSNorm):
             return DelegableRMSNorm(module)
-        twin = copy.copy(module)
-        twin._modules = {name: child and replaced(child) for name, child in module._modules.items()}
-        return twin
+        return with_modules(module, {name: child and replaced(child) for name, child in module._modules.items()})
 
     twin = replaced(module)
     assert isinstance(twin, DreamEdge)
+    return twin
+
+
+def with_modules(module: Module, modules: dict[str, nn.Module | None]) -> Module:
+    """A module like this one, which shares its tensors, with these in it."""
+    twin = copy.copy(module)
+    twin._modules = modules
     return twin
 
 

@@ -12,6 +12,16 @@ import torch
 _n_threads: int | None = None  # of the maps, while torch has one alone
 
 
+def by_slices(n: int, size: int, fill: Callable[[slice], None]) -> None:
+    """Calls `fill` for 0 .. n, so many at a time, by as many threads as torch has."""
+    slices = [slice(start, start + size) for start in range(0, n, size)]
+    if len(slices) == 1:  # threads would take longer to begin
+        fill(slices[0])
+        return
+    with one_thread_each() as workers:
+        list(workers(fill, slices))
+
+
 @contextmanager
 def one_thread_each() -> Iterator[Callable[..., Iterator[Any]]]:
     """Maps a function over parts of the work. torch itself has one thread inside, in maps and beside them.

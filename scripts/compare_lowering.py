@@ -26,6 +26,7 @@ from recipes.options import Rounding
 from report.files import write_json
 from runtime.artifact import sha256
 from runtime.processor import machine
+from scripts.show_bench import markdown_table
 from validation.progress import silent
 
 
@@ -60,8 +61,7 @@ def table_of(found: dict[str, Any]) -> str:
         seconds = found[key]["seconds"]
         cells = (f"{seconds[part]:.1f}" if part in seconds else "" for part in parts)
         rows.append((name, *cells, f"{sum(seconds.values()):.1f}"))
-    head, *rest = (f"| {' | '.join(row)} |".replace("|  |", "| |") for row in rows)
-    return "\n".join([head, "|---" * len(rows[0]) + "|", *rest])
+    return markdown_table(rows)
 
 
 def made(quantized: Quantized, settings: ExportConfig, pte: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def ratio_table(kinds: dict[str, Result]) -> str:
     names = list(dict.fromkeys(name for result in kinds.values() for name in result["ratios"]))
     rows: list[tuple[str, ...]] = [("ratio", *kinds)]
     rows += [(name, *(_ratio(result["ratios"].get(name)) for result in kinds.values())) for name in names]
-    return _table(rows)
+    return markdown_table(rows)
 
 
 def step_table(result: Result) -> str:
@@ -35,7 +35,7 @@ def step_table(result: Result) -> str:
     for shape, seconds in result["steps"].items():
         cells = [f"{1000 * seconds[side]['median']:.1f} ms" for side in ("llama.cpp", *RECIPES)]
         rows.append((shape, *cells))
-    return _table(rows)
+    return markdown_table(rows)
 
 
 def length_table(result: Result) -> str:
@@ -43,7 +43,7 @@ def length_table(result: Result) -> str:
     rows: list[tuple[str, ...]] = [("tokens", *(f"{call['tokens']:,}" for call in calls))]
     rows.append(("ms", *(f"{1000 * call['median']:,.0f}" for call in calls)))
     rows.append(("ms a token", *(f"{1000 * call['median'] / call['tokens']:.2f}" for call in calls)))
-    return _table(rows)
+    return markdown_table(rows)
 
 
 def one_token_table(result: Result) -> str:
@@ -54,7 +54,7 @@ def one_token_table(result: Result) -> str:
         speed = n_bytes / seconds
         share = f"{speed / one['bandwidth']:.0%}"
         rows.append((f"`{recipe}`", f"{n_bytes / 1e9:.2f} GB", f"{1000 * seconds:.1f} ms", f"{speed / 1e9:.1f}", share))
-    return _table(rows)
+    return markdown_table(rows)
 
 
 def answer_table(result: Result) -> str:
@@ -70,7 +70,7 @@ def answer_table(result: Result) -> str:
     rows.append(("with `packed_cache`: then", f"{opened['packed_then']:.2f} s"))
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in job["stages"].items())
     rows.append(("the main job, from nothing", f"{job['whole']:.1f} s: {stages}"))
-    return _table(rows)
+    return markdown_table(rows)
 
 
 def draw(result: Result) -> str:
@@ -114,7 +114,7 @@ def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}" if value < 1 else f"{value:.2f}"
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
+def markdown_table(rows: Sequence[tuple[str, ...]]) -> str:
     head, *rest = (f"| {' | '.join(row)} |" for row in rows)
     return "\n".join([head, "|---" * len(rows[0]) + "|", *rest])
 

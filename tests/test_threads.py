@@ -119,6 +119,8 @@ def test_bench_and_the_manifest_say_how_many(pipeline: Pipeline, build: Build, t
 
 
 def test_commands_set_them(pipeline: Pipeline, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Before `replay` is replaced, which a build runs.
+    artifact = f"artifact={build('dream_sudoku', 'int4_xnnpack')}"
     given: list[int | None] = []
 
     def replay(*_: Any, threads: int | None = None, **__: Any) -> None:
@@ -128,7 +130,6 @@ def test_commands_set_them(pipeline: Pipeline, build: Build, monkeypatch: pytest
     monkeypatch.setattr(judge, "replay", replay)
     monkeypatch.setattr(text, "use_threads", given.append)
     many = available() + 1
-    artifact = f"artifact={build('dream_sudoku', 'int4_xnnpack')}"
     for command in (["validate", artifact], ["generate", artifact, "prompt=1"], ["evaluate", artifact, "n=1"]):
         for threads in (many, None):
             _, _, err = pipeline(*command, f"threads={'null' if threads is None else threads}")

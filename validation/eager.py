@@ -257,10 +257,10 @@ def _attend_calls(
             tokens = slice(at, at + len(call.tokens))
             at = tokens.stop
             slots = slice(call.start_pos, call.start_pos + len(call.tokens))
-            keys_1SGd[:, slots], values_1SGd[:, slots] = k_1NGd[:, tokens], v_1NGd[:, tokens]
-            if isinstance(call, Everywhere):  # at 0 nothing is rotated
-                everywhere = rope_cos_sin(config, torch.arange(call.kv_len)[None], k_1NGd.dtype)
-                keys_1SGd[:, : call.kv_len] = apply_rope(*everywhere, k_1NGd[:, tokens])
-                values_1SGd[:, : call.kv_len] = v_1NGd[:, tokens]
+            keys = k_1NGd[:, tokens]
+            if isinstance(call, Everywhere):  # at 0, where it was computed, nothing is rotated
+                slots = slice(0, call.kv_len)
+                keys = apply_rope(*rope_cos_sin(config, torch.arange(call.kv_len)[None], keys.dtype), keys)
+            keys_1SGd[:, slots], values_1SGd[:, slots] = keys, v_1NGd[:, tokens]
             outs.append(attend(q_1NHd[:, tokens], keys_1SGd[:, : call.kv_len], values_1SGd[:, : call.kv_len], None))
     return torch.cat(outs, dim=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from recipes.threads import one_thread_each
+from recipes.threads import by_slices
 
 SLICE = 512  # rows of a weight that one thread multiplies with at once
 
@@ -31,7 +30,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         np.matmul(x_ND, weight[rows].detach().numpy().T, out=out_NM[:, rows])
 
     with blas().limit(limits=1, user_api="blas"):
-        _by_slices(len(weight), fill)
+        by_slices(len(weight), SLICE, fill)
     out = torch.from_numpy(out_NM).view(*x.shape[:-1], len(weight))
     return out if bias is None else out.add_(bias)
 
@@ -44,17 +43,8 @@ def product_in_halves(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
         first = F.linear(x[..., :half], weight[rows, :half])
         out[..., rows] = first + F.linear(x[..., half:], weight[rows, half:], None if bias is None else bias[rows])
 
-    _by_slices(len(weight), fill)
+    by_slices(len(weight), SLICE, fill)
     return out
-
-
-def _by_slices(M: int, fill: Callable[[slice], None]) -> None:
-    slices = [slice(start, start + SLICE) for start in range(0, M, SLICE)]
-    if len(slices) == 1:  # threads would take longer to begin
-        fill(slices[0])
-        return
-    with one_thread_each() as workers:
-        list(workers(fill, slices))
 
 
 @cache
