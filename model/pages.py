@@ -1,4 +1,4 @@
-"""Give back the memory of what is only mapped."""
+"""Memory of what is only mapped: give it back, or have it read while something else is done."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-MADV_DONTNEED = 4
+MADV_WILLNEED, MADV_DONTNEED = 3, 4
 
 
 def release(*tensors: Tensor) -> None:
@@ -18,6 +18,15 @@ def release(*tensors: Tensor) -> None:
     The system would drop them only when it is short of memory, and until then counts them as this process's. They
     stay in its file cache: to read them again is cheap.
     """
+    _advise(tensors, MADV_DONTNEED)
+
+
+def read_ahead(*tensors: Tensor) -> None:
+    """Have the system read, on the side, the pages of tensors that are mappings of safetensors files."""
+    _advise(tensors, MADV_WILLNEED)
+
+
+def _advise(tensors: tuple[Tensor, ...], advice: int) -> None:
     mapped = _mapped()
     for tensor in tensors:
         start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
@@ -25,7 +34,7 @@ def release(*tensors: Tensor) -> None:
         if any(low <= start and end <= high for low, high in mapped):
             # Pages at the ends may be another tensor's too: those are read again.
             first = start // mmap.PAGESIZE * mmap.PAGESIZE
-            _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), MADV_DONTNEED)
+            _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), advice)
 
 
 def _mapped() -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""What float32 gives needs nothing that the recipe makes: of a small network it is computed while that is made.
+"""What eager gives needs no program: of a small network it is computed while that is made.
 
 Lowering is one thread of Python, so a second processor has nothing to do meanwhile. A large network's products take all
 processors as it is.
@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,9 +24,12 @@ import torch
 from pipeline.display import Report, silent
 from pipeline.float32 import float32_of
 from pipeline.load import Loaded
+from pipeline.quantize import Quantized
 from runtime.limits import alone_in_a_copy
 from validation.effort import layer_weights
 from validation.float32 import Request
+from validation.recording import make_reference
+from validation.reference import Reference, load_reference, save_reference
 
 SMALL = 5e7  # weights, up to which one processor has done before the other has lowered
 LOOK = 0.2  # seconds
@@ -33,28 +37,55 @@ _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 @contextmanager
-def begun(loaded: Loaded, cache: Path, request: Request) -> Iterator[Callable[[Report], None]]:
+def float32_begun(loaded: Loaded, cache: Path, request: Request) -> Iterator[Callable[[Report], None]]:
     """What `float32_of` gives, in a copy of this process, which leaves it in `cache` and is ended with this context.
 
     Yields what waits for it. If it fails, or is killed, `float32_of` computes it when it is asked, and says what is
     wrong. Of a large network nothing is begun.
     """
+    with _begun(loaded, lambda: float32_of(loaded, cache, request, silent), "float32") as wait:
+        yield wait
+
+
+@contextmanager
+def reference_begun(
+    loaded: Loaded, quantized: Quantized, cache: Path, request: Request
+) -> Iterator[Callable[[Report], Reference | None]]:
+    """What `make_reference` gives, in the same way. Yields what waits for it: None where it is to be computed yet."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "reference.safetensors"
+
+        def leave() -> None:
+            found, half = float32_of(loaded, cache, request, silent), file.with_suffix(".partial")
+            save_reference(make_reference(quantized.weights, found, quantized.plain, request, silent), half)
+            half.rename(file)
+
+        with _begun(loaded, leave, "calls in eager") as wait:
+
+            def take(report: Report) -> Reference | None:
+                wait(report)
+                return load_reference(file) if file.exists() else None
+
+            yield take
+
+
+@contextmanager
+def _begun(loaded: Loaded, work: Callable[[], object], what: str) -> Iterator[Callable[[Report], None]]:
     if torch.get_num_threads() == 1 or layer_weights(loaded.config) > SMALL:
         yield lambda _: None
         return
-    work = partial(float32_of, loaded, cache, request, silent)
     copy = multiprocessing.get_context("fork").Process(target=_work, args=(work, os.getpid()))
     copy.start()
     try:
-        yield partial(_wait, copy)
+        yield partial(_wait, copy, what)
     finally:
         copy.kill()
         copy.join()
 
 
-def _wait(copy: BaseProcess, report: Report) -> None:
+def _wait(copy: BaseProcess, what: str, report: Report) -> None:
     while copy.is_alive():
-        report("float32, begun beside lowering")
+        report(f"{what}, begun beside lowering")
         copy.join(LOOK)
 
 

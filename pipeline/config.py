@@ -6,6 +6,7 @@ import difflib
 import re
 import tempfile
 from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -43,6 +44,11 @@ T = TypeVar("T")
 def register() -> None:
     """Make the schema known to Hydra. Raises `UsageError` where there is no configuration."""
     names_of("recipe")
+    _store_schemas()
+
+
+@cache
+def _store_schemas() -> None:
     for command, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"{command}_schema", node=schema)
 

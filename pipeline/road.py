@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.admission import admitted
-from pipeline.beside import begun
+from pipeline.beside import float32_begun, reference_begun
 from pipeline.calibrate import calibration_of
 from pipeline.config import AUTO, CALIBRATION_TEXT, DEFAULT_TEXT, load_task, task_of_checkpoint
 from pipeline.display import Display
@@ -68,9 +68,10 @@ def _build(config: RunConfig, output: Path, needs: Estimate, display: Display) -
             task = task_of(loaded.tokenizer, material.prompts, config.task, max_seq_len)
         request = Request(material, task, config.task.new_tokens, config.validation, max_seq_len, max_rows)
         start_ahead()
-        wait_for_float32 = ended_with_it.enter_context(begun(loaded, cache, request))
+        wait_for_float32 = ended_with_it.enter_context(float32_begun(loaded, cache, request))
         with display.stage("quantize") as report:
             quantized = quantize(loaded, config.recipe, cache, report, calibration)
+        take_reference = ended_with_it.enter_context(reference_begun(loaded, quantized, cache, request))
         with display.stage("export"):
             exported = export(quantized, config.export)
         with display.stage("lower") as report:
@@ -79,9 +80,10 @@ def _build(config: RunConfig, output: Path, needs: Estimate, display: Display) -
             gc.collect()  # graphs hold each other, and the last copy of the embedding
         with display.stage("validate") as report:
             wait_for_float32(report)
+            begun = take_reference(report)
             reference_file = folder / REFERENCE_FILE
             asked_of = (request, config.budget, config.task)
-            validated = validate(lowered, quantized, loaded, *asked_of, reference_file, cache, report)
+            validated = validate(lowered, quantized, loaded, *asked_of, reference_file, cache, report, begun=begun)
             sequences = validated.measured.reference.sequences
             floats = quantized.floats or Weights(loaded.model, {})
             noise = noise_of(floats, quantized.weights, config.recipe, sequences, report)

@@ -50,7 +50,7 @@ def texts_of(loaded: Loaded, file: Path, seed: int) -> tuple[Sequence, ...]:
     if loaded.tokenizer is None:
         raise UsageError(f"checkpoint {loaded.folder}: without a tokenizer no text can be read")
     texts = tokens_of(loaded.tokenizer, read_texts(file, "calibration", loaded.folder), f"calibration: {file}", least=1)
-    length = effort_for(loaded.config).text
+    length = effort_for(loaded.config).tuned
     pieces = windows(texts, min(length, loaded.config.max_seq_len))
     drawn = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed))[:N_TEXTS].tolist()
     sequences, _ = hidden_texts([pieces[i] for i in drawn], loaded.config.mask_token_id, seed, length)

@@ -17,7 +17,7 @@ from validation.judge import Validated, bounds_of, measure
 from validation.overflow import Float16Error
 from validation.progress import Report
 from validation.recording import make_reference
-from validation.reference import Task, save_reference
+from validation.reference import Reference, Task, save_reference
 from validation.replay import Answers
 from validation.settings import Budget, TaskConfig
 from validation.solved import Solved, check_fit, share_solved, solved_figure
@@ -37,27 +37,28 @@ def validate(
     cache: Path,
     report: Report,
     threads: int | None = None,
+    begun: Reference | None = None,
 ) -> Validated:
     """Writes `reference_file`. cache: where what float32 gives is kept. threads: as for `runtime.threads.use_threads`.
+    begun: what eager gives, where it has been computed.
 
     Raises `BadArtifactError` if the program does not run, `UsageError` for a task that the checkpoint cannot solve,
     `RecipeError` for activations that float16 does not hold.
     """
-    S, max_rows = lowered.max_seq_len, lowered.max_rows
-    material, task = request.material, request.task
+    task = request.task
     drop = quantized.recipe.bounds.solved_drop if budget.solved is None else budget.solved
     float32, share = float32_of(loaded, cache, request, report), 0.0
     if task is not None and float32.answers is not None:
         share = _share(loaded, task_config, task, float32.answers)
         check_fit(task_config.name, len(task.prompts), share, drop)
-    models = (quantized.weights, float32, quantized.plain)
     try:
-        reference = make_reference(*models, material, task, S, max_rows, report)
+        reference = begun or make_reference(quantized.weights, float32, quantized.plain, request, report)
     except Float16Error as error:
         refused = f"recipe {quantized.recipe.name} on {loaded.folder}: {error}; {_remedy(quantized.recipe)}"
         raise RecipeError(refused) from error
     save_reference(reference, reference_file)
-    expected = expected_format(quantized.weights, quantized.recipe, S, max_rows, lowered.metadata)
+    lengths = (lowered.max_seq_len, lowered.max_rows)
+    expected = expected_format(quantized.weights, quantized.recipe, *lengths, lowered.metadata)
     try:
         bounds = bounds_of(quantized.recipe, budget)
         measured = measure(lowered.pte, reference_file, reference, bounds, expected, threads, report)
@@ -75,7 +76,7 @@ def validate(
         program = _share(loaded, task_config, task, measured.replay.answers)
         solved = Solved(task_config.name, len(task.prompts), float32=share, program=program)
         figures.append(solved_figure(solved, drop))
-    verdict = verdict_of(figures, budget, material, loaded.config.vocab_size, quantized.recipe.better)
+    verdict = verdict_of(figures, budget, request.material, loaded.config.vocab_size, quantized.recipe.better)
     return Validated(figures, measured, expected, solved, float32.answers, verdict)
 
 

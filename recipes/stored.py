@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torchao.quantization import IntxUnpackedToInt8Tensor
 
 from model import DreamEdge
-from model.pages import release
+from model.pages import read_ahead, release
 from recipes.options import Backend, LinearQuant, Recipe
 from recipes.packing import dequantized, pack_int4, packed_digests
 from recipes.quantization import (
@@ -73,12 +73,18 @@ class Weights:
 
     def release(self, prefix: str = "") -> None:
         """Give back the memory of what `rows` has read, where it is a mapping of a file."""
+        release(*self._held(prefix))
+
+    def read_ahead(self, prefix: str) -> None:
+        """Have read on the side what `rows` will be asked for, where it is a mapping of a file."""
+        read_ahead(*self._held(prefix))
+
+    def _held(self, prefix: str) -> Iterator[Tensor]:
         for name, parameter in self.model.named_parameters():
             if name.startswith(prefix):
-                quantized = parameter.data
-                inner = getattr(quantized, "tensor_data_names", None)
-                held = [getattr(quantized, part) for part in inner] if inner else [quantized]
-                release(*held, *([self.packed[name]] if name in self.packed else []))
+                inner = getattr(parameter.data, "tensor_data_names", None)
+                yield from (getattr(parameter.data, part) for part in inner) if inner else (parameter.data,)
+                yield from (self.packed[name],) if name in self.packed else ()
 
 
 def in_memory(model: DreamEdge, backend: Backend) -> Weights:

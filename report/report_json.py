@@ -15,6 +15,7 @@ from recipes.stored import Weights
 from report.files import json_numbers
 from runtime.processor import machine
 from runtime.tokenizer import decode
+from validation.effort import effort_for
 from validation.figures import kl_divergence, sqnr_db
 from validation.judge import Measured, Validated, figure_dict
 from validation.logits import Summary, log_probability
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BINS = 61  # of the differences; odd, so that one of them is "no difference"
-NOISE_TOKENS = 128  # in place of the 512 of `explain`: of a wide network they are seconds
 MEANS = ("same", "kl", "loss", "float32_loss")  # of rows that are shown by group
 GROUPS = 8  # of rows, by where they are and by how much of the answer is written
 
@@ -145,7 +145,8 @@ def noise_of(
     """Of each layer and matrix, as `ModelNoise` has it; None for a recipe that leaves float32 as it is."""
     if recipe.dtype is Dtype.float32 and recipe.linear is None and recipe.embedding is None:
         return None
-    measured = quantization_noise(float32, quantized, sequences, within("noise", report), NOISE_TOKENS)
+    tokens = effort_for(quantized.model.config).noise  # fewer than `explain` takes
+    measured = quantization_noise(float32, quantized, sequences, within("noise", report), tokens)
     found: dict[str, Any] = json_numbers(asdict(measured))
     return found
 

@@ -141,8 +141,9 @@ def test_eager_and_quantization_count_what_they_do(tmp_path: Path) -> None:
     prompts = [torch.arange(5, 17) + i for i in range(8)]
     float32, told = Weights(loaded.model, {}), within("validate", heard)
     material = Material(prompts, is_random=True)
-    found = run_float32(float32, Request(material, None, 4, ValidationConfig(n_prompts=8), 32, 32), told)
-    reference = make_reference(quantized, found, None, material, None, 32, 32, told)
+    request = Request(material, None, 4, ValidationConfig(n_prompts=8), 32, 32)
+    found = run_float32(float32, request, told)
+    reference = make_reference(quantized, found, None, request, told)
     for part in ("answers", "float32", "quantized"):
         assert heard.counts(f"validate, {part}, layers") == (list(range(n_layers)), n_layers)
         done, total = heard.counts(f"validate, {part}, rows of logits")

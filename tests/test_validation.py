@@ -423,7 +423,7 @@ def test_of_a_large_network_the_longest_call_repeats_a_token(
     material = Material([torch.arange(5, 29) + i for i in range(8)], is_random=True)
     request = Request(material, None, 8, ValidationConfig(n_prompts=8), it.max_seq_len, it.max_rows)
     float32 = run_float32(Weights(model, {}), request, silent)
-    reference = make_reference(it.weights, float32, None, material, None, it.max_seq_len, it.max_rows, silent)
+    reference = make_reference(it.weights, float32, None, request, silent)
     longest = next(sequence for sequence in reference.sequences if sequence.name == "max-length")
     assert [len(call.tokens) for call in longest.calls] == [it.max_seq_len, 64]
     save_reference(reference, tmp_path / "reference.safetensors")

@@ -114,12 +114,14 @@ def run_layers(
     if twin is not None:
         twin.x_1ND = embed(weights, twin.sequences, torch.float32)
         rotate_twin = _rotation(config, twin.sequences, torch.float32)
-    for step, i in enumerate(range(config.num_hidden_layers) if order is None else order):
-        report("layers", step, config.num_hidden_layers if order is None else len(order))
+    order = list(range(config.num_hidden_layers)) if order is None else order
+    for step, i in enumerate(order):
+        report("layers", step, len(order))
         instead_1ND = given(step) if step else None
         x_1ND = x_1ND if instead_1ND is None else instead_1ND.to(x_1ND.dtype)
         name = f"layers.{i}"
         floats = _floats_of_layer(config, weights, name, dtype)
+        weights.read_ahead(f"layers.{order[step + 1]}." if step + 1 < len(order) else "lm_head.")
         layer = _layer(config, weights, name, floats, ties, watch, multiply)
         with one_thread_each():
             x_1ND, k_1NGd, v_1NGd = _through(config, layer, rotate, sequences, x_1ND)

@@ -72,7 +72,8 @@ def run_float32(float32: Weights, request: Request, report: Report) -> Float32:
     material, lengths = request.material, (request.max_seq_len, request.max_rows)
     answers = None if request.task is None else task_answers(float32, request.task, within("float32", report))
     whole, targets = whole_sequences(float32, material, request.n_new, request.settings, *lengths, report)
-    greedy = greedy_answers(float32, material.texts, *lengths, report) if material.texts else None
+    prompts = material.texts[: effort_for(float32.model.config).greedy]
+    greedy = greedy_answers(float32, prompts, *lengths, report) if prompts else None
     return Float32(whole, targets, logits_of(float32, whole, targets, report), greedy, answers)
 
 
@@ -90,11 +91,9 @@ def logits_of(
 
 
 def greedy_answers(float32: Weights, texts: list[Tensor], max_seq_len: int, max_rows: int, report: Report) -> Greedy:
-    """What the float32 model writes after the first texts."""
+    """What the float32 model writes after texts."""
     n_new = min(NEW, max_rows, max_seq_len // 2)
-    prompts = tuple(
-        text[: min(PROMPT, max_seq_len - n_new)] for text in texts[: effort_for(float32.model.config).greedy]
-    )
+    prompts = tuple(text[: min(PROMPT, max_seq_len - n_new)] for text in texts)
     run = partial(whole_calls, float32, within("answers", report))
     return Greedy(prompts, write_greedily(run, prompts, n_new, float32.model.config.mask_token_id))
 

@@ -13,12 +13,11 @@ from validation.activations import quantizes_activations
 from validation.eager import Twin, run_by_layer
 from validation.effort import effort_for
 from validation.figures import TIE_MARGIN, kl_divergence, sqnr_db
-from validation.float32 import Float32
+from validation.float32 import Float32, Request
 from validation.logits import summarize
-from validation.material import Material
 from validation.overflow import Float16Error, check_finite, overflow_watch
 from validation.progress import Report, silent, within
-from validation.reference import Call, Expected, Reference, Sequence, Task
+from validation.reference import Call, Expected, Reference, Sequence
 
 MAX_BLOCK = 32
 # A right program may be so much farther off than eager's `Twin`. In float32 that has other sums: programs have
@@ -32,19 +31,16 @@ def make_reference(
     quantized: Weights,
     float32: Float32,
     plain: Weights | None,
-    material: Material,
-    task: Task | None,
-    max_seq_len: int,
-    max_rows: int,
+    request: Request,
     report: Report,
 ) -> Reference:
     """The recorded calls with what eager gives. quantized: as the recipe made the model; float32: of it as it was.
 
     plain: the same, its weights rounded to the nearest, where the recipe does otherwise. Raises `Float16Error`.
     """
-    config, whole = quantized.model.config, float32.whole
-    effort = effort_for(config)
-    contract = contract_sequences(material.prompts, config.mask_token_id, max_seq_len, max_rows, effort.at_the_end)
+    config, whole, material = quantized.model.config, float32.whole, request.material
+    effort, lengths = effort_for(config), (request.max_seq_len, request.max_rows)
+    contract = contract_sequences(material.prompts, config.mask_token_id, *lengths, effort.at_the_end)
     candidates = short_candidates(material.prompts, effort.candidates)
     sequences = (*whole, *contract, *candidates)
     beside = None if material.is_random else plain  # which of two loses less is no question of noise
@@ -54,7 +50,7 @@ def make_reference(
     sequences = (*whole, *contract, *renumbered(candidates, [i - n for i in chosen[n:]]))
     worst_db = min((db for i in chosen for db in rounding.get(i, ())), default=math.inf)
     floor_db = worst_db - ROUNDING_DB[quantized.model.norm.weight.dtype]
-    return Reference(sequences, tuple(expected[i] for i in chosen), floor_db, task, float32.greedy)
+    return Reference(sequences, tuple(expected[i] for i in chosen), floor_db, request.task, float32.greedy)
 
 
 def contract_sequences(
