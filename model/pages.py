@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 MADV_WILLNEED, MADV_DONTNEED = 3, 4
+WORTH = 2**16  # bytes of a tensor: to look where it is mapped takes as long as to read it
 
 
 def release(*tensors: Tensor) -> None:
@@ -27,7 +28,8 @@ def read_ahead(*tensors: Tensor) -> None:
 
 
 def _advise(tensors: tuple[Tensor, ...], advice: int) -> None:
-    mapped = _mapped()
+    tensors = tuple(tensor for tensor in tensors if tensor.numel() * tensor.element_size() >= WORTH)
+    mapped = _mapped() if tensors else []
     for tensor in tensors:
         start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
         # Anonymous memory must not be dropped: it would be lost.

@@ -6,10 +6,13 @@ import difflib
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, cast
+from unittest.mock import patch
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -95,7 +98,10 @@ def _under_hydra(
         codes.append(code)
 
     def start(job: Callable[[DictConfig], Any]) -> None:
-        hydra.main(config_path=str(CONF), config_name=command, version_base="1.3")(job)()
+        # Hydra composes all of it once more, to look for a mode: it is asked for by a flag here.
+        asks = any(argument.lstrip("+~").startswith("hydra.mode") for argument in arguments)
+        with nullcontext() if asks else patch.object(Hydra, "get_mode", lambda *_, **__: None):
+            hydra.main(config_path=str(CONF), config_name=command, version_base="1.3")(job)()
 
     try:
         with quiet():
