@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.artifact import MANIFEST_FILE, ArtifactError, read_manifest
+from runtime.artifact import MANIFEST_FILE, MODEL_FILE, ArtifactError, read_manifest
 from runtime.errors import BadArtifactError, UsageError
-from runtime.program import MODEL_FILE
-from validation.figures import Figure
+from validation.figure import Figure
 from validation.progress import Report
 from validation.speed import Settings, run_bench
 

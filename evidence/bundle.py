@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from validation.figures import TIE_MARGIN
+from validation.figure import TIE_MARGIN
 from validation.reference import Call, Expected, Reference
 
 BUNDLE_FILE = "model.bpte"

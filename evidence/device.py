@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import mmap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtime.delegates import BACKEND
 from runtime.flatbuffer import Table
-from validation.format import ProgramFormat
+
+if TYPE_CHECKING:
+    from validation.format import ProgramFormat
 
 # Runtimes that gave the bits of this one on every recorded call (docs/runtimes.json), by whether a delegate multiplies:
 # the kernels of 1.4.1 sum otherwise.

@@ -10,9 +10,9 @@ from typing import Any
 
 from evidence.device import device_needs
 from recipes.options import Recipe
-from runtime.artifact import MANIFEST_FILE, SCHEMA_VERSION, sha256
+from runtime.artifact import MANIFEST_FILE, MODEL_FILE, SCHEMA_VERSION, sha256
 from runtime.processor import machine
-from runtime.program import CONTRACT_VERSION, MODEL_FILE
+from runtime.program import CONTRACT_VERSION
 from validation.judge import Validated, figure_dict
 from validation.settings import Budget, TaskConfig, ValidationConfig
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from torch import Tensor
 
 from pipeline.config import source_files
+from pipeline.kept import FLOAT32, KEY_FILE, LOCK_FILE
 from pipeline.load import Loaded
 from pipeline.lock import in_turn
-from pipeline.quantize import KEY_FILE, LOCK_FILE
 from recipes.stored import Weights
 from runtime.artifact import sha256
 from runtime.errors import OutputError
@@ -22,7 +22,6 @@ from validation.products import kernels
 from validation.progress import Report
 
 FILE = "float32.safetensors"
-FLOAT32 = "float32-"  # that the names of its folders begin with
 ROOMS = ("model", "recipes", "runtime", "validation")  # whose code decides what float32 gives
 
 

@@ -19,6 +19,7 @@ from model import dream
 from pipeline import calibrate
 from pipeline.calibrate import Calibration, Stream, input_rms, rounds_by_text
 from pipeline.display import Report
+from pipeline.kept import KEY_FILE, LOCK_FILE
 from pipeline.load import Loaded
 from pipeline.lock import in_turn
 from recipes import factors, gptq, packing, quantization, rescaling, rotation, stored, threads
@@ -32,7 +33,6 @@ from validation import eager, output_layer, products, texts
 from validation.products import kernels
 from validation.progress import within
 
-KEY_FILE, LOCK_FILE = "made_of.json", ".lock"
 # The code that decides the bytes.
 MAKERS = (factors, gptq, packing, quantization, rescaling, rotation, stored)
 # And what it goes by, where that is text.
@@ -166,10 +166,3 @@ def _remove_left_behind(folder: Path) -> None:
         process = file.stem.rpartition(".")[2]
         if not (process.isdecimal() and psutil.pid_exists(int(process))):
             file.unlink(missing_ok=True)
-
-
-def is_kept(folder: Path) -> bool:
-    """Whether a folder is one of this stage's, whole or not."""
-    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
-    ours = (KEY_FILE, LOCK_FILE, ".safetensors", ".partial")
-    return KEY_FILE in names and all(name.endswith(ours) for name in names)

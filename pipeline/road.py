@@ -18,15 +18,15 @@ from pipeline.export import export, lengths
 from pipeline.load import Loaded, load
 from pipeline.lower import lower
 from pipeline.pack import pack
-from pipeline.package import Packaged, package, place, place_failed, staging, with_cores
+from pipeline.package import Packaged, package, with_cores
 from pipeline.quantize import quantize
 from pipeline.schema import RunConfig, Target
+from pipeline.staging import place, place_failed, staging
 from pipeline.validate import validate
 from recipes.stored import Weights
 from report.report_json import noise_of
-from runtime.artifact import REFERENCE_FILE
+from runtime.artifact import MODEL_FILE, REFERENCE_FILE
 from runtime.errors import UsageError, ValidationError
-from runtime.program import MODEL_FILE
 from validation.arm import checked_tools, figures_of, replay_on_cores
 from validation.child import start_ahead
 from validation.float32 import Request

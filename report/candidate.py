@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 
 from report.page import REPORT_FILE
 from runtime.artifact import (
+    MODEL_FILE,
     ArtifactError,
     files_of,
     out_of_bounds,
@@ -23,7 +24,6 @@ from runtime.artifact import (
     read_small,
 )
 from runtime.errors import BadArtifactError
-from runtime.program import MODEL_FILE
 from runtime.tokenizer import TOKENIZER_FILE
 
 STEP = "whole"  # calls that are a step of generation without a cache, by the beginning of their names

@@ -9,7 +9,7 @@ from report.files import write_text
 from report.markdown import LONGEST, code, row
 from report.terminal import bound_text
 from runtime.errors import PipelineError, one_line
-from validation.figures import Figure
+from validation.figure import Figure
 
 
 def write_reports(

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from report.chart import Axis, Bar, Series, bars, chart, number, tints
 from report.terminal import mib
-from validation.figures import TIE_MARGIN
+from validation.figure import TIE_MARGIN
 
 if TYPE_CHECKING:
     from validation.evaluation import Score

@@ -12,7 +12,7 @@ from rich.text import Text
 from report.page import PAGE_FILE
 from report.terminal import bound_text, mib, show, table, verdict_text
 from runtime.errors import ValidationError, one_line
-from validation.figures import Figure
+from validation.figure import Figure
 from validation.judge import Validated
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from validation.figures import Figure
+from validation.figure import Figure
 
 LONGEST = 60  # characters of a word that may not be broken
 

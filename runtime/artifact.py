@@ -8,8 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from runtime.program import MODEL_FILE
-
+MODEL_FILE = "model.pte"
 MANIFEST_FILE = "manifest.json"
 PROVENANCE_FILE = "provenance.json"
 REFERENCE_FILE = "reference.safetensors"

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runtime.artifact import MODEL_FILE
 from runtime.memory import mapped, unpin
 from runtime.packed import PackedError, packed_weights
 
 CONTRACT_VERSION = 1
-MODEL_FILE = "model.pte"
 open_programs: weakref.WeakSet[Program] = weakref.WeakSet()
 
 

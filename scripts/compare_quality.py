@@ -23,8 +23,8 @@ from rich.progress import track
 
 from pipeline.__main__ import main as pipeline
 from pipeline.config import ASSETS
-from runtime.artifact import MANIFEST_FILE
-from runtime.program import MODEL_FILE, Program
+from runtime.artifact import MANIFEST_FILE, MODEL_FILE
+from runtime.program import Program
 
 NEAREST = ("recipe.linear.rounding=nearest", "recipe.linear.scales=absmax")
 RUNS: dict[str, tuple[str, ...]] = {

@@ -21,9 +21,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-from runtime.artifact import REFERENCE_FILE, read_manifest
+from runtime.artifact import MODEL_FILE, REFERENCE_FILE, read_manifest
 from runtime.processor import machine
-from runtime.program import MODEL_FILE
 from tests.checkpoints import ROOT
 
 

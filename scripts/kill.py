@@ -30,7 +30,7 @@ from rich.console import Console
 from evidence.integrity import as_it_stands, check_whole
 from pipeline import road
 from pipeline.display import Display, Report
-from pipeline.package import place
+from pipeline.staging import place
 from runtime.errors import BadArtifactError
 from runtime.limits import alone_in_a_copy
 from tests.checkpoints import GOLDEN

@@ -16,7 +16,7 @@ from runtime.artifact import MANIFEST_FILE, out_of_bounds, read_manifest
 from tests.checkpoints import GOLDEN, Build
 from tests.resealing import reseal
 from validation import arm
-from validation.figures import Figure
+from validation.figure import Figure
 
 Pipeline = Callable[..., tuple[int, str, str]]
 Native = Callable[..., Path]

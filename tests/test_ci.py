@@ -25,7 +25,7 @@ from runtime.artifact import MANIFEST_FILE, load_manifest
 from runtime.errors import BadArtifactError, UsageError
 from tests.checkpoints import ROOT, Build
 from tests.resealing import reseal
-from validation.figures import Figure
+from validation.figure import Figure
 from validation.progress import silent
 
 Pipeline = Callable[..., tuple[int, str, str]]

@@ -33,7 +33,8 @@ from runtime.artifact import MANIFEST_FILE, PROVENANCE_FILE, REFERENCE_FILE, fil
 from runtime.program import executorch_runtime
 from tests.checkpoints import GOLDEN, ROOT, Build
 from tests.resealing import reseal
-from validation.figures import TIE_MARGIN, sqnr_db
+from validation.figure import TIE_MARGIN
+from validation.figures import sqnr_db
 from validation.reference import load_reference
 
 Pipeline = Callable[..., tuple[int, str, str]]

@@ -23,9 +23,8 @@ from pipeline.load import load
 from pipeline.quantize import quantize
 from recipes.options import Backend
 from recipes.stored import Weights, in_memory
-from runtime.artifact import MANIFEST_FILE, REFERENCE_FILE
+from runtime.artifact import MANIFEST_FILE, MODEL_FILE, REFERENCE_FILE
 from runtime.processor import native_float16
-from runtime.program import MODEL_FILE
 from tests.checkpoints import BUNDLED, GOLDEN, ROOT, Build
 from tests.resealing import reseal
 from validation import eager, ties

@@ -32,7 +32,7 @@ from runtime.text import open_text_artifact
 from tests.checkpoints import BUNDLED, GOLDEN, ROOT
 from tests.resealing import reseal
 from validation.child import run_child
-from validation.figures import Figure
+from validation.figure import Figure
 from validation.reference import ReferenceError, Sequence, load_reference
 from validation.replay import replay
 from validation.trace import trace

@@ -25,7 +25,8 @@ from runtime.artifact import REFERENCE_FILE, read_manifest
 from runtime.errors import UsageError
 from runtime.tokenizer import load_tokenizer
 from tests.checkpoints import GOLDEN, ROOT, Build
-from validation.figures import Figure, quality
+from validation.figure import Figure
+from validation.figures import quality
 from validation.judge import bounds_of
 from validation.logits import SKETCH, confidence, log_probability, summarize, top_columns
 from validation.material import Material, hidden_texts, material_of

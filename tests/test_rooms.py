@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,6 +85,32 @@ print(json.dumps([len(figures), all(figure.ok for figure in figures), sorted(sys
     assert n > 5
     assert ok
     assert [name for name in modules if name.startswith(EXPORTER)] == []
+
+
+def test_what_is_done_with_an_artifact_takes_no_torch(build: Build, tmp_path: Path) -> None:
+    """It takes a second to import: `verify` and the like answer before."""
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(tmp_path / "key.pem")], check=True)
+    public = ["openssl", "pkey", "-in", str(tmp_path / "key.pem"), "-pubout", "-out", str(tmp_path / "key.pub.pem")]
+    subprocess.run(public, check=True)
+    artifact, kept = tmp_path / "artifact", f"registry={tmp_path / 'kept'}"
+    shutil.copytree(build("gqa2", "fp32_xnnpack"), artifact)
+    commands = [
+        ["sign", f"artifact={artifact}", f"key={tmp_path / 'key.pem'}"],
+        ["verify", f"artifact={artifact}", f"key={tmp_path / 'key.pub.pem'}"],
+        ["compare", str(artifact), str(artifact), f"html={tmp_path / 'compare.html'}"],
+        ["publish", str(artifact), kept],
+        ["fetch", "artifact", kept, f"output={tmp_path / 'fetched'}"],
+        ["recipes"],
+        ["clean", f"cache={tmp_path / 'cache'}"],
+    ]
+    code = (
+        "import json, sys; from pipeline.__main__ import main\n"
+        "codes = [main(command) for command in json.loads(sys.argv[1])]\n"
+        'sys.exit(f\'{codes} {sys.modules.keys() & {"torch", "numpy"}}\')'
+    )
+    words = [sys.executable, "-c", code, json.dumps(commands)]
+    child = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert child.stderr == f"{[0] * len(commands)} set()\n"
 
 
 def test_files_are_short() -> None:

@@ -22,7 +22,7 @@ from pipeline.package import Packaged
 from runtime.artifact import read_manifest
 from runtime.errors import OutputError
 from tests.checkpoints import ROOT, Build
-from validation.figures import Figure
+from validation.figure import Figure
 
 PUZZLE, SOLVED = "1003\n0300\n3210\n4132", "1423\n2341\n3214\n4132\n"
 FIGURES = [Figure("quality", "sqnr_db", 30, 20, True, "数独 \udce9"), Figure("quality", "cosine", 0.9, 0.8, True)]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import lock, package
+from pipeline import lock, staging
 from pipeline.__main__ import main
 from pipeline.calibrate import calibration_of
 from pipeline.config import CALIBRATION_TEXT, load_recipe
@@ -71,7 +71,7 @@ def test_an_earlier_artifact_is_never_missing(
     """Killed at any step of taking its place, one of the two is there, or the next run brings it back."""
     whole = read_manifest(artifact)
     if not can_exchange:
-        monkeypatch.setattr(package, "_exchange", lambda *_: False)
+        monkeypatch.setattr(staging, "_exchange", lambda *_: False)
     renamed = []
     rename = Path.rename
 
@@ -81,20 +81,20 @@ def test_an_earlier_artifact_is_never_missing(
             raise KeyboardInterrupt
         return rename(path, target)
 
-    with package.staging(artifact, overwrite=True) as folder:
+    with staging.staging(artifact, overwrite=True) as folder:
         shutil.copytree(artifact, folder, dirs_exist_ok=True)
         (folder / "new").touch()
         with monkeypatch.context() as patch:
             patch.setattr(Path, "rename", killed)
             if can_exchange:
-                package.place(folder, artifact)
+                staging.place(folder, artifact)
                 assert renamed == []
             else:
                 with pytest.raises(KeyboardInterrupt):
-                    package.place(folder, artifact)
+                    staging.place(folder, artifact)
                 assert not artifact.exists()
     assert (artifact / "new").exists() == can_exchange
-    with pytest.raises(OutputError, match="already there"), package.staging(artifact, overwrite=False):
+    with pytest.raises(OutputError, match="already there"), staging.staging(artifact, overwrite=False):
         pass
     assert read_manifest(artifact) == whole
     assert [path.name for path in artifact.parent.iterdir()] == [artifact.name]
@@ -105,7 +105,7 @@ def test_a_second_run_leaves_the_first_alone(
 ) -> None:
     output = tmp_path / "out"
     command = ["run", f"checkpoint={GOLDEN / 'gqa2'}", f"output={output}", f"cache={tmp_path / 'cache'}"]
-    with package.staging(output, overwrite=True) as folder:
+    with staging.staging(output, overwrite=True) as folder:
         (folder / "half").touch()
         for overwrite in ("overwrite=true", "overwrite=false"):
             assert main([*command, overwrite]) == 7
@@ -114,7 +114,7 @@ def test_a_second_run_leaves_the_first_alone(
             assert f" {os.getpid()} on " in said
             assert said.count("\n") == 1
         assert [path.name for path in folder.iterdir()] == ["half"]
-        package.place(folder, output)
+        staging.place(folder, output)
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
@@ -123,17 +123,17 @@ def test_a_killed_run_is_in_nobodys_way(tmp_path: Path) -> None:
     entered, enters = os.pipe()
     killed = os.fork()
     if killed == 0:
-        with package.staging(output, overwrite=False) as folder:
+        with staging.staging(output, overwrite=False) as folder:
             (folder / "half").touch()
             os.write(enters, b"x")
             signal.pause()
     os.read(entered, 1)
-    with pytest.raises(OutputError, match=f"process {killed} on"), package.staging(output, overwrite=False):
+    with pytest.raises(OutputError, match=f"process {killed} on"), staging.staging(output, overwrite=False):
         pass
     os.kill(killed, signal.SIGKILL)
     os.waitpid(killed, 0)
     assert {path.name for path in tmp_path.iterdir()} == {".out.lock", ".out.partial"}
-    with package.staging(output, overwrite=False) as folder:
+    with staging.staging(output, overwrite=False) as folder:
         assert list(folder.iterdir()) == []
     assert list(tmp_path.iterdir()) == []
 
@@ -166,9 +166,9 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with package.staging(tmp_path / "out", overwrite=False) as folder:
+    with staging.staging(tmp_path / "out", overwrite=False) as folder:
         (folder / "half").touch()
-        with pytest.raises(OutputError, match="remove it"), package.staging(tmp_path / "out", overwrite=False):
+        with pytest.raises(OutputError, match="remove it"), staging.staging(tmp_path / "out", overwrite=False):
             pass
         assert (folder / "half").exists()
     assert list(tmp_path.iterdir()) == []

@@ -410,7 +410,8 @@ def test_one_of_two_processes_quantizes(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
         # As a process that is slow in the middle of the work.
-        from pipeline.quantize import LOCK_FILE, cache_folder
+        from pipeline.kept import LOCK_FILE
+        from pipeline.quantize import cache_folder
 
         folder = cache_folder(loaded, recipe, tmp_path)
         folder.mkdir(parents=True)

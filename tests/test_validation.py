@@ -15,23 +15,14 @@ from model import DreamEdge, load_hf_model
 from pipeline.config import load_recipe, names_of
 from recipes.options import Backend
 from recipes.stored import Weights, in_memory
-from runtime.artifact import REFERENCE_FILE, read_manifest
+from runtime.artifact import MODEL_FILE, REFERENCE_FILE, read_manifest
 from runtime.errors import UsageError
-from runtime.program import MODEL_FILE
 from tests.checkpoints import GOLDEN, ROOT, Build
 from tests.faults.judge import quantized, right
 from validation import eager, effort, tied_calls
 from validation.expected_format import expected_format
-from validation.figures import (
-    TIE_MARGIN,
-    Figure,
-    fidelity,
-    metadata,
-    program_format,
-    quality,
-    repeatability,
-    sqnr_db,
-)
+from validation.figure import TIE_MARGIN, Figure
+from validation.figures import fidelity, metadata, program_format, quality, repeatability, sqnr_db
 from validation.float32 import Float32, Request, logits_of, run_float32
 from validation.format import read_format
 from validation.judge import bounds_of, expectations, measure

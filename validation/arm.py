@@ -12,7 +12,7 @@ from typing import Any
 
 from runtime.errors import BadArtifactError, ResourceError, UsageError
 from validation.child import HOME
-from validation.figures import Figure
+from validation.figure import Figure
 from validation.progress import Report, silent
 
 QEMU = "qemu-aarch64-static"

@@ -5,20 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from validation.figure import IDENTICAL_DB, TIE_MARGIN, Figure
 from validation.format import ExpectedFormat, ProgramFormat
 from validation.logits import Summary, confidence, log_probability, with_rest
 from validation.reference import Expected, Reference
 from validation.replay import Replay
 
-# Above this, in steps of an activation's int8 grid, no rounding went the other way in any measured call: eager
-# and XNNPACK differ there by float32 rounding alone. See docs/validation.md.
-TIE_MARGIN = 1e-4
-IDENTICAL_DB = 200.0  # stands for "no difference at all"
 # The divergence of the program may be so much more than that of the quantized model in eager, which ties account for.
 DIVERGENCE = 1.25
 # A recipe that chooses its weights otherwise may not lose more than rounding to the nearest does, but for chance.
@@ -27,31 +24,6 @@ MOST_CHANCE = (
     0.25  # of what rounding to the nearest loses: a few texts may make the error of a mean as large as one likes
 )
 FIRST = 0.25  # of the masked positions: those that decoding would write first
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured value and its bound, None if it is reported and not judged. where: the case that gave the value."""
-
-    group: str
-    name: str
-    value: float
-    bound: float | None
-    at_least: bool
-    where: str = ""
-
-    @property
-    def ok(self) -> bool:
-        if self.bound is None:
-            return not math.isnan(self.value)
-        return self.value >= self.bound if self.at_least else self.value <= self.bound  # NaN is never ok
-
-    def __str__(self) -> str:
-        where = f" ({self.where})" if self.where else ""
-        if self.bound is None:
-            return f"{self.group}: {self.name} is {self.value:.6g}{where}"
-        relation = "at least" if self.at_least else "at most"
-        return f"{self.group}: {self.name} is {self.value:.6g}, must be {relation} {self.bound:.6g}{where}"
 
 
 def sqnr_db(expected: Tensor, actual: Tensor) -> float:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.bounds import Bounds
 from recipes.options import Recipe
-from runtime.artifact import MANIFEST_FILE, REFERENCE_FILE, ArtifactError, read_manifest
+from runtime.artifact import MANIFEST_FILE, MODEL_FILE, REFERENCE_FILE, ArtifactError, read_manifest
 from runtime.processor import native_float16
-from runtime.program import MODEL_FILE
-from validation.figures import Figure, fidelity, metadata, program_format, quality, repeatability
+from validation.figure import Figure
+from validation.figures import fidelity, metadata, program_format, quality, repeatability
 from validation.format import ExpectedFormat, ProgramFormat, read_format
 from validation.progress import Report, silent, within
 from validation.reference import Reference, load_reference

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from recipes.stored import Weights
 from validation.activations import quantized_activations, quantizes_activations
 from validation.eager import embed, n_tokens, run_layers
-from validation.figures import IDENTICAL_DB, sqnr_db
+from validation.figure import IDENTICAL_DB
+from validation.figures import sqnr_db
 from validation.output_layer import normed_rows
 from validation.progress import Report
 from validation.reference import Sequence

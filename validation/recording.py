@@ -12,7 +12,8 @@ from recipes.stored import Weights
 from validation.activations import quantizes_activations
 from validation.eager import Twin, run_by_layer
 from validation.effort import effort_for
-from validation.figures import TIE_MARGIN, kl_divergence, sqnr_db
+from validation.figure import TIE_MARGIN
+from validation.figures import kl_divergence, sqnr_db
 from validation.float32 import Float32, Request
 from validation.logits import summarize
 from validation.overflow import Float16Error, check_finite, overflow_watch

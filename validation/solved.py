@@ -10,7 +10,7 @@ from torch import Tensor
 
 from runtime.errors import UsageError
 from runtime.tokenizer import decode
-from validation.figures import Figure
+from validation.figure import Figure
 from validation.reference import Task
 from validation.tasks import load_checker
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from recipes.stored import Weights
 from validation.eager import run_by_layer
-from validation.figures import TIE_MARGIN, sqnr_db
+from validation.figure import TIE_MARGIN
+from validation.figures import sqnr_db
 from validation.logits import summarize
 from validation.products import product
 from validation.progress import Report, silent, within

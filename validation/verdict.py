@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from validation.figures import Figure
+from validation.figure import Figure
 from validation.material import Material
 from validation.settings import Budget
 

@@ -12,10 +12,9 @@ from pipeline.console import warn_out_of_bounds
 from pipeline.schema import BenchConfig
 from report.files import check_output, write_json
 from report.terminal import mib, show, table
-from runtime.artifact import MANIFEST_FILE, ArtifactError, load_manifest
+from runtime.artifact import MANIFEST_FILE, MODEL_FILE, ArtifactError, load_manifest
 from runtime.errors import BadArtifactError, UsageError
 from runtime.processor import machine
-from runtime.program import MODEL_FILE
 from validation.speed import Settings, run_bench
 
 LENGTHS, PROMPT_LEN, NEW_TOKENS = (1, 8, 32, 128), 128, 256  # where none are given

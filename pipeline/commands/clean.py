@@ -7,9 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipeline.float32 import FLOAT32
+from pipeline.kept import FLOAT32, LOCK_FILE, is_kept
 from pipeline.lock import locked
-from pipeline.quantize import LOCK_FILE, is_kept
 from pipeline.schema import CleanConfig
 from report.terminal import mib
 from runtime.errors import OutputError

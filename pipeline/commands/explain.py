@@ -21,10 +21,10 @@ from report.files import check_output, json_numbers, write_json, write_text
 from report.page import page, picture
 from report.plots import costliest, noise_plots
 from report.terminal import table
-from runtime.artifact import REFERENCE_FILE, ArtifactError, read_manifest
+from runtime.artifact import MODEL_FILE, REFERENCE_FILE, ArtifactError, read_manifest
 from runtime.errors import BadArtifactError, OutputError, UsageError, ValidationError
-from runtime.program import MODEL_FILE, ProgramError
-from validation.figures import IDENTICAL_DB
+from runtime.program import ProgramError
+from validation.figure import IDENTICAL_DB
 from validation.quantization_noise import KINDS, ModelNoise, quantization_noise
 from validation.reference import ReferenceError, load_reference
 from validation.wrong_layers import WrongLayers, find_wrong_layers

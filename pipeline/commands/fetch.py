@@ -11,7 +11,7 @@ from evidence.integrity import as_it_stands, check_signed
 from evidence.registry import Registry, copy_out, entries_of, find, open_registry
 from evidence.signature import public_key
 from pipeline.choice_schema import FetchConfig
-from pipeline.package import place, staging
+from pipeline.staging import place, staging
 from report.plots import size
 from report.terminal import show, table
 from runtime.errors import BadArtifactError, OutputError, UsageError, one_line

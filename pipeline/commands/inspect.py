@@ -23,7 +23,7 @@ from runtime.chat import chat_template
 from runtime.defaults import own_defaults
 from runtime.errors import BadArtifactError, InputError
 from runtime.tokenizer import load_tokenizer
-from validation.figures import Figure
+from validation.figure import Figure
 
 SIDE_BY_SIDE = 116  # characters of a terminal that holds two tables beside each other
 

@@ -22,12 +22,12 @@ from pipeline.quantize import quantize
 from pipeline.schema import ExportConfig, PinnedBounds, RunConfig, Target, ValidateConfig
 from pipeline.validate import validate
 from recipes.options import Recipe
-from runtime.artifact import MANIFEST_FILE, REFERENCE_FILE, ArtifactError, read_manifest, sha256
+from runtime.artifact import MANIFEST_FILE, MODEL_FILE, REFERENCE_FILE, ArtifactError, read_manifest, sha256
 from runtime.errors import BadArtifactError, InputError, OutputError, UsageError
-from runtime.program import MODEL_FILE, ProgramError
+from runtime.program import ProgramError
 from runtime.tokenizer import TOKENIZER_FILE, load_tokenizer
 from validation.arm import figures_of, replay_on_cores
-from validation.figures import Figure
+from validation.figure import Figure
 from validation.float32 import Request
 from validation.judge import check_artifact, checked_number
 from validation.material import material_of, task_of

@@ -7,8 +7,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from runtime.artifact import MANIFEST_FILE, REFERENCE_FILE
-from runtime.program import MODEL_FILE
+from runtime.artifact import MANIFEST_FILE, MODEL_FILE, REFERENCE_FILE
 from validation.format import _decoded
 
 Damage = Callable[[Path], None]

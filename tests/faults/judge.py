@@ -16,12 +16,12 @@ from recipes.options import Recipe
 from recipes.quantization import quantize_model
 from recipes.static_program import StaticProgram, export_program, metadata
 from recipes.stored import Weights, in_memory
-from runtime.artifact import REFERENCE_FILE, ArtifactError, read_manifest
+from runtime.artifact import MODEL_FILE, REFERENCE_FILE, ArtifactError, read_manifest
 from runtime.errors import BadArtifactError
-from runtime.program import MODEL_FILE, ProgramError
+from runtime.program import ProgramError
 from tests.resealing import reseal
 from validation.arm import figures_of, replay_on_cores
-from validation.figures import Figure
+from validation.figure import Figure
 from validation.judge import expectations, measure
 from validation.reference import Reference, ReferenceError, load_reference
 from validation.wrong_layers import name_wrong_layer
