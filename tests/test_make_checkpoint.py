@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from model import load_hf_model
 from model.checkpoint_files import weight_files
-from scripts.make_checkpoint import read_shape, write_checkpoint
+from scripts.make_checkpoint import main, read_shape, write_checkpoint
 from tests.checkpoints import ROOT
 
 TINY = """
@@ -36,9 +37,17 @@ def shape(tmp_path: Path) -> Path:
     return file
 
 
-def make(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "scripts/make_checkpoint.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env={"PYTHONPATH": "."})
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """refused(arguments): what the script says at its end."""
+
+    def said(*arguments: str | Path) -> str:
+        monkeypatch.setattr(sys, "argv", ["make_checkpoint.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return str(ended.value.code)
+
+    return said
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -46,8 +55,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_script_writes_a_checkpoint_that_loads(shape: Path, tmp_path: Path) -> None:
-    done = make(shape, tmp_path / "out", "--seed", "3")
-    assert done.returncode == 0, done.stderr
+    command: list[str | Path] = [sys.executable, "scripts/make_checkpoint.py", shape, tmp_path / "out", "--seed", "3"]
+    subprocess.run(command, cwd=ROOT, check=True, env={"PYTHONPATH": "."})
     model, _, config = load_hf_model(tmp_path / "out", dtype=None)
     assert config == read_shape(shape)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
@@ -92,19 +101,18 @@ def test_a_tied_output_layer_is_stored_once(shape: Path, tmp_path: Path) -> None
         (None, "No such file"),
     ],
 )
-def test_a_wrong_shape_is_one_line(content: str | None, said: str, shape: Path, tmp_path: Path) -> None:
+def test_a_wrong_shape_is_one_line(
+    content: str | None, said: str, shape: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
     shape.write_text(content) if content is not None else shape.unlink()
-    done = make(shape, tmp_path / "out")
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    line = refused(shape, tmp_path / "out")
+    assert said in line
+    assert "\n" not in line
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_overwritten(shape: Path, tmp_path: Path) -> None:
-    done = make(shape, tmp_path)
-    assert done.returncode == 1
-    assert f"{tmp_path} is not empty" in done.stderr
+def test_nothing_is_overwritten(shape: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    assert f"{tmp_path} is not empty" in refused(shape, tmp_path)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "conf/shape").glob("*.yaml")), ids=lambda file: file.stem)

@@ -107,7 +107,8 @@ def test_clean_removes_what_runs_kept_and_nothing_else(
         raise InputError("stopped")
 
     monkeypatch.setattr(road, "export", stop)
-    monkeypatch.setattr(road, "begun", lambda *_: nullcontext(lambda _: None))
+    for begun in ("float32_begun", "reference_begun"):
+        monkeypatch.setattr(road, begun, lambda *_: nullcontext(lambda _: None))
     cache = tmp_path / "cache"
     assert pipeline(*arguments)[0] == 3
     assert pipeline(*arguments, "recipe=int8_xnnpack")[0] == 3

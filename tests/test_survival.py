@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from model import DreamEdgeConfig
 from pipeline import lock, staging
 from pipeline.__main__ import main
 from pipeline.calibrate import calibration_of
@@ -28,14 +29,29 @@ from scripts.make_checkpoint import write_checkpoint
 from tests.checkpoints import GOLDEN, ROOT, Build
 from validation.progress import silent
 
+ONE_LAYER = DreamEdgeConfig(
+    vocab_size=64,
+    hidden_size=64,
+    intermediate_size=64,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    max_position_embeddings=256,
+    mask_token_id=63,
+    pad_token_id=62,
+    bos_token_id=62,
+    eos_token_id=62,
+)
 STAGES = ("load", "quantize", "export", "lower", "validate", "package")
 
 
 def test_kill_in_each_stage(build: Build, tmp_path: Path) -> None:
     output, cache = tmp_path / "out", tmp_path / "cache"
-    earlier = build("gqa2", "fp32_xnnpack")
+    earlier, kept = build("gqa2", "fp32_xnnpack"), {"checkpoint", "cache", "out"}
     shutil.copytree(earlier, output)
-    arguments = ["run", "recipe=fp32_xnnpack", f"checkpoint={GOLDEN / 'gqa2'}", f"output={output}", f"cache={cache}"]
+    write_checkpoint(ONE_LAYER, tmp_path / "checkpoint", seed=0)
+    paths = [f"checkpoint={tmp_path / 'checkpoint'}", f"output={output}", f"cache={cache}"]
+    arguments = ["run", "recipe=fp32_xnnpack", *paths]
     arguments += ["export.max_seq_len=64", "validation.n_prompts=8", "overwrite=true"]
     for done, stage in zip((None, *STAGES), STAGES, strict=False):
         receives, sends = os.pipe()
@@ -58,10 +74,10 @@ def test_kill_in_each_stage(build: Build, tmp_path: Path) -> None:
         if made["export"]["max_seq_len"] == 64:  # it was past the last moment
             break
         assert returncode == -signal.SIGKILL
-        assert {path.name for path in tmp_path.iterdir()} <= {"cache", ".out.partial", ".out.lock", "out"}
+        assert {path.name for path in tmp_path.iterdir()} <= {*kept, ".out.partial", ".out.lock"}
     assert main(arguments) == 0
     assert read_manifest(output)["export"]["max_seq_len"] == 64
-    assert {path.name for path in tmp_path.iterdir()} == {"cache", "out"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])
