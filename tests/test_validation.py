@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from model import DreamEdge, load_hf_model
-from pipeline.config import load_recipe, names_of
+from pipeline.config import DEFAULT_TEXT, load_recipe, names_of
+from pipeline.load import load
 from recipes.options import Backend
 from recipes.stored import Weights, in_memory
 from runtime.artifact import MODEL_FILE, REFERENCE_FILE, read_manifest
@@ -27,12 +28,12 @@ from validation.float32 import Float32, Request, logits_of, run_float32
 from validation.format import read_format
 from validation.judge import bounds_of, expectations, measure
 from validation.logits import Summary, digest, summarize
-from validation.material import Material
+from validation.material import Material, material_of
 from validation.progress import silent
 from validation.recording import make_reference, run_eager
 from validation.reference import Call, Expected, Reference, Sequence, load_reference, save_reference
 from validation.replay import Replay, replay
-from validation.settings import Budget, ValidationConfig, check_bounds
+from validation.settings import Budget, TaskConfig, ValidationConfig, check_bounds
 from validation.tasks import load_checker, read_prompts, wilson_interval
 from validation.ties import TieMargins
 
@@ -421,3 +422,19 @@ def test_of_a_large_network_the_longest_call_repeats_a_token(
     bounds, expected = expectations(artifact, read_manifest(artifact))
     measured = measure(artifact / MODEL_FILE, tmp_path / "reference.safetensors", reference, bounds, expected)
     assert [str(figure) for figure in measured.figures if not figure.ok] == []
+
+
+def test_of_a_large_network_less_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(effort, "LARGE", 0)
+    english, nobody = load(ROOT / "assets" / "dream_english"), load(GOLDEN / "gqa2")
+    settings = (TaskConfig(), ValidationConfig(), 256, DEFAULT_TEXT)
+    read = material_of(english.folder, english.tokenizer, english.config, *settings)
+    assert {len(text) for text in read.texts} == {24}
+    assert len(read.texts) == 32
+    drawn = material_of(nobody.folder, None, nobody.config, *settings)
+    assert len(drawn.prompts) == 8
+    request = Request(drawn, None, 8, ValidationConfig(), 64, 64)
+    found = run_float32(Weights(nobody.model, {}), request, silent)
+    shares = [(sequence.calls[0].tokens == nobody.config.mask_token_id).double().mean() for sequence in found.whole]
+    assert shares[0] > 2 * shares[-1] > 0, "all of the answer is hidden in the first, little in the last"
+    assert found.greedy is None

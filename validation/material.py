@@ -57,7 +57,8 @@ def material_of(
     """
     room = max(1, max_seq_len // 2)
     texts, source = _texts(checkpoint, tokenizer, task, validation, bundled)
-    length = min(effort_for(config).text, max_seq_len)
+    effort = effort_for(config)
+    length = min(effort.text, max_seq_len)
     texts = [tokens[:length] for tokens in texts[: validation.n_prompts]]
     if task.prompts is not None and tokenizer is not None:
         n = max(validation.n_prompts, task.n_solve)
@@ -71,7 +72,7 @@ def material_of(
     generator = torch.Generator().manual_seed(validation.seed)
     vocab = torch.arange(config.vocab_size)
     vocab = vocab[vocab != config.mask_token_id]
-    n, length = validation.n_prompts, min(room, PROMPT)
+    n, length = min(validation.n_prompts, effort.random), min(room, PROMPT)
     drawn = [vocab[torch.randint(len(vocab), (length,), generator=generator)] for _ in range(n)]
     return Material(drawn, is_random=True)
 
@@ -173,7 +174,7 @@ def half_written_answers(
     for i, sequence in enumerate(asked):
         tokens, n_new = sequence.calls[0].tokens, len(sequence.calls[0].rows)
         P = len(tokens) - n_new
-        hidden = torch.rand(n_new, generator=generator) < 1 - i / settings.n_prompts
+        hidden = torch.rand(n_new, generator=generator) < 1 - i / len(asked)
         hidden[int(torch.randint(n_new, (1,), generator=generator))] = True
         tokens[P:][hidden] = mask_id
         rows = (hidden.nonzero()[:, 0] + P - 1)[:max_rows]
