@@ -26,8 +26,8 @@ lint: $(READY) ## style, format and types
 	$(VENV)/bin/mypy
 	clang-format --dry-run --Werror $(wildcard runner/*.cpp runner/*.h runner/*/*.cpp)
 	mkdir -p build
-	cmake -S runner -B build/runner-$(HOST) -G Ninja > build/runner-$(HOST).log
-	find build/runner-$(HOST) -name 'unity_*.cxx' | xargs -P 2 -n 1 clang-tidy --quiet --config-file=runner/.clang-tidy --header-filter=$(CURDIR)/runner/ -p build/runner-$(HOST) 2> build/clang-tidy.log
+	cmake -S runner -B build/runner-lint -G Ninja > build/runner-lint.log
+	find build/runner-lint -name 'unity_*.cxx' | xargs -P 2 -n 1 clang-tidy --quiet --config-file=runner/.clang-tidy --header-filter=$(CURDIR)/runner/ -p build/runner-lint 2> build/clang-tidy.log
 
 fullsize: $(READY) ## measure all that is claimed for Dream-7B's shape: 60 GB of disk in FULLSIZE
 	CMAKE_ARGS=-DCMAKE_CXX_FLAGS=-fno-dse $(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev,llama]"

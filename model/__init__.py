@@ -23,12 +23,13 @@ __all__ = [
     "load_hf_model",
 ]
 
+if not TYPE_CHECKING:  # a type checker would take any name for one of these
 
-def __getattr__(name: str) -> Any:
-    # torch is only imported by those who ask for the network: an artifact is looked at without.
-    if name not in __all__:
-        raise AttributeError(f"module 'model' has no attribute {name!r}")
-    from model import cache, checkpoint, checkpoint_files, config, dream
+    def __getattr__(name: str) -> Any:
+        # torch is only imported by those who ask for the network: an artifact is looked at without.
+        if name not in __all__:
+            raise AttributeError(f"module 'model' has no attribute {name!r}")
+        from model import cache, checkpoint, checkpoint_files, config, dream
 
-    modules = (cache, checkpoint, checkpoint_files, config, dream)
-    return next(getattr(module, name) for module in modules if hasattr(module, name))
+        modules = (cache, checkpoint, checkpoint_files, config, dream)
+        return next(getattr(module, name) for module in modules if hasattr(module, name))

@@ -14,7 +14,7 @@ WORTH = 2**16  # bytes of a tensor: to look where it is mapped takes as long as 
 
 
 def release(*tensors: Tensor) -> None:
-    """Drop the pages of tensors that are mappings of safetensors files; others are left as they are.
+    """Drop the pages of tensors that are mappings of safetensors files; others, and small ones, are left as they are.
 
     The system would drop them only when it is short of memory, and until then counts them as this process's. They
     stay in its file cache: to read them again is cheap.

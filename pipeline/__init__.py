@@ -12,11 +12,12 @@ if TYPE_CHECKING:
 
 __all__ = ["export_model"]
 
+if not TYPE_CHECKING:  # a type checker would take any name for one of these
 
-def __getattr__(name: str) -> Any:
-    # torch is only imported by those who export: `python -m pipeline --help` must answer at once.
-    if name == "export_model":
-        from pipeline.api import export_model
+    def __getattr__(name: str) -> Any:
+        # torch is only imported by those who export: `python -m pipeline --help` must answer at once.
+        if name == "export_model":
+            from pipeline.api import export_model
 
-        return export_model
-    raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+            return export_model
+        raise AttributeError(f"module 'pipeline' has no attribute {name!r}")

@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -31,7 +30,7 @@ from validation.float32 import Request
 from validation.recording import make_reference
 from validation.reference import Reference, load_reference, save_reference
 
-SMALL = 5e7  # weights, up to which one processor has done before the other has lowered
+SMALL = 5e7  # weights of the models that are computed, up to which one processor has done before the other has lowered
 LOOK = 0.2  # seconds
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -49,29 +48,36 @@ def float32_begun(loaded: Loaded, cache: Path, request: Request) -> Iterator[Cal
 
 @contextmanager
 def reference_begun(
-    loaded: Loaded, quantized: Quantized, cache: Path, request: Request
+    loaded: Loaded, quantized: Quantized, cache: Path, request: Request, folder: Path
 ) -> Iterator[Callable[[Report], Reference | None]]:
-    """What `make_reference` gives, in the same way. Yields what waits for it: None where it is to be computed yet."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "reference.safetensors"
+    """What `make_reference` gives, in the same way. Yields what waits for it: None where it is to be computed yet.
 
-        def leave() -> None:
-            found, half = float32_of(loaded, cache, request, silent), file.with_suffix(".partial")
-            save_reference(make_reference(quantized.weights, found, quantized.plain, request, silent), half)
-            half.rename(file)
+    folder: where it lies until it is taken.
+    """
+    half, file = (folder / f"begun.{name}" for name in ("partial", "safetensors"))
 
-        with _begun(loaded, leave, "calls in eager") as wait:
+    def leave() -> None:
+        found = float32_of(loaded, cache, request, silent)
+        save_reference(make_reference(quantized.weights, found, quantized.plain, request, silent), half)
+        half.rename(file)
 
-            def take(report: Report) -> Reference | None:
-                wait(report)
-                return load_reference(file) if file.exists() else None
+    with _begun(loaded, leave, "calls in eager", models=3) as wait:
 
-            yield take
+        def take(report: Report) -> Reference | None:
+            wait(report)
+            reference = load_reference(file) if file.exists() else None
+            for left in (half, file):  # what is mapped stays
+                left.unlink(missing_ok=True)
+            return reference
+
+        yield take
 
 
 @contextmanager
-def _begun(loaded: Loaded, work: Callable[[], object], what: str) -> Iterator[Callable[[Report], None]]:
-    if torch.get_num_threads() == 1 or layer_weights(loaded.config) > SMALL:
+def _begun(
+    loaded: Loaded, work: Callable[[], object], what: str, models: int = 1
+) -> Iterator[Callable[[Report], None]]:
+    if torch.get_num_threads() == 1 or models * layer_weights(loaded.config) > SMALL:
         yield lambda _: None
         return
     copy = multiprocessing.get_context("fork").Process(target=_work, args=(work, os.getpid()))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, cast
-from unittest.mock import patch
 
 import hydra
 from hydra._internal.hydra import Hydra
@@ -98,9 +97,8 @@ def _under_hydra(
         codes.append(code)
 
     def start(job: Callable[[DictConfig], Any]) -> None:
-        # Hydra composes all of it once more, to look for a mode: it is asked for by a flag here.
-        asks = any(argument.lstrip("+~").startswith("hydra.mode") for argument in arguments)
-        with nullcontext() if asks else patch.object(Hydra, "get_mode", lambda *_, **__: None):
+        asks = any(argument.lstrip("+~").partition("=")[0] in ("hydra", "hydra.mode") for argument in arguments)
+        with nullcontext() if asks else composed_once():
             hydra.main(config_path=str(CONF), config_name=command, version_base="1.3")(job)()
 
     try:
@@ -118,6 +116,17 @@ def _under_hydra(
         # Outside the job there is only Hydra, reading what the user wrote.
         raise UsageError(_in_no_group(error, arguments) or explain(error, command)) from error
     return next((code for code in codes if code), 0)
+
+
+@contextmanager
+def composed_once() -> Iterator[None]:
+    """Hydra composes all of it once more, to look for a mode (findings/hydra_composes_twice.sh): flags ask for it."""
+    get_mode = Hydra.get_mode
+    Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = get_mode  # type: ignore[method-assign]
 
 
 def _sweep(

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.schema import SCHEMAS
 from pipeline.synonyms import SYNONYMS
 from recipes.options import Recipe
+from runtime.artifact import ArtifactError, load_manifest
 from runtime.errors import UsageError
 from validation.settings import TaskConfig
 
@@ -104,8 +105,6 @@ def task_of_checkpoint(checkpoint: Path) -> str:
 
 def task_of_artifact(artifact: Path) -> str:
     """What it was validated with, if that is one of `conf/task/`; nothing else of the manifest is looked at."""
-    from runtime.artifact import ArtifactError, load_manifest  # takes torch
-
     try:
         name = load_manifest(artifact)["task"]["name"]
     except (ArtifactError, KeyError, TypeError):

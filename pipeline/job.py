@@ -24,6 +24,7 @@ from pipeline.console import out
 from pipeline.lock import in_turn
 from pipeline.outcome import be_heard, fail, outcome, quiet
 from pipeline.schema import RunConfig
+from runtime.artifact import ArtifactError, read_manifest
 from runtime.errors import OutputError, UsageError, one_line
 
 BEGUN = ".begun"  # the note of an artifact that is being made
@@ -177,8 +178,6 @@ def _made(note: Path, made_of: str) -> Record | None:
 
 
 def _is_whole(record: Record, manifest: str) -> bool:
-    from runtime.artifact import ArtifactError, read_manifest  # takes torch
-
     try:
         return _manifest(record.output) == manifest and bool(read_manifest(Path(record.output)))
     except (ArtifactError, OSError):

@@ -71,7 +71,7 @@ def _build(config: RunConfig, output: Path, needs: Estimate, display: Display) -
         wait_for_float32 = ended_with_it.enter_context(float32_begun(loaded, cache, request))
         with display.stage("quantize") as report:
             quantized = quantize(loaded, config.recipe, cache, report, calibration)
-        take_reference = ended_with_it.enter_context(reference_begun(loaded, quantized, cache, request))
+        take_reference = ended_with_it.enter_context(reference_begun(loaded, quantized, cache, request, folder))
         with display.stage("export"):
             exported = export(quantized, config.export)
         with display.stage("lower") as report:

@@ -25,10 +25,13 @@ __all__ = [
     "use_threads",
 ]
 
+if not TYPE_CHECKING:  # a type checker would take any name for one of these
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'runtime' has no attribute {name!r}")
-    from runtime import generation, options, program, threads
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module 'runtime' has no attribute {name!r}")
+        from runtime import generation, options, program, threads
 
-    return next(getattr(module, name) for module in (generation, options, program, threads) if hasattr(module, name))
+        return next(
+            getattr(module, name) for module in (generation, options, program, threads) if hasattr(module, name)
+        )

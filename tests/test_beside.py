@@ -78,7 +78,7 @@ def test_the_reference_of_the_copy_is_what_this_process_makes(
 ) -> None:
     loaded = loaded_golden()
     quantized = quantize(loaded, load_recipe("int4_xnnpack"), tmp_path, silent)
-    with reference_begun(loaded, quantized, tmp_path, asked) as take:
+    with reference_begun(loaded, quantized, tmp_path, asked, tmp_path) as take:
         there = take(silent)
     found = computed(loaded, tmp_path, asked, silent)
     here = make_reference(quantized.weights, found, quantized.plain, asked, silent)
@@ -87,8 +87,9 @@ def test_the_reference_of_the_copy_is_what_this_process_makes(
         save_reference(reference, tmp_path / name)
     assert (tmp_path / "here").read_bytes() == (tmp_path / "there").read_bytes()
     monkeypatch.setattr(beside, "make_reference", refuse)
-    with reference_begun(loaded, quantized, tmp_path, asked) as take:
+    with reference_begun(loaded, quantized, tmp_path, asked, tmp_path) as take:
         assert take(silent) is None
+    assert not list(tmp_path.glob("begun.*"))
 
 
 def test_a_copy_that_fails_or_is_killed_is_made_up_for(

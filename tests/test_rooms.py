@@ -98,6 +98,7 @@ def test_what_is_done_with_an_artifact_takes_no_torch(build: Build, tmp_path: Pa
         ["sign", f"artifact={artifact}", f"key={tmp_path / 'key.pem'}"],
         ["verify", f"artifact={artifact}", f"key={tmp_path / 'key.pub.pem'}"],
         ["compare", str(artifact), str(artifact), f"html={tmp_path / 'compare.html'}"],
+        ["release", str(artifact), f"notes={tmp_path / 'notes.md'}"],
         ["publish", str(artifact), kept],
         ["fetch", "artifact", kept, f"output={tmp_path / 'fetched'}"],
         ["recipes"],

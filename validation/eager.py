@@ -121,7 +121,8 @@ def run_layers(
         x_1ND = x_1ND if instead_1ND is None else instead_1ND.to(x_1ND.dtype)
         name = f"layers.{i}"
         floats = _floats_of_layer(config, weights, name, dtype)
-        weights.read_ahead(f"layers.{order[step + 1]}." if step + 1 < len(order) else "lm_head.")
+        if step + 1 < len(order):
+            weights.read_ahead(f"layers.{order[step + 1]}.")
         layer = _layer(config, weights, name, floats, ties, watch, multiply)
         with one_thread_each():
             x_1ND, k_1NGd, v_1NGd = _through(config, layer, rotate, sequences, x_1ND)

@@ -16,6 +16,7 @@ from validation.eager import embed, n_tokens, run_layers
 from validation.figure import IDENTICAL_DB
 from validation.figures import sqnr_db
 from validation.output_layer import normed_rows
+from validation.products import product
 from validation.progress import Report
 from validation.reference import Sequence
 
@@ -77,13 +78,13 @@ class MatrixNoise:
 
     def note(self, name: str, linear: nn.Linear, x_1ND: Tensor) -> None:
         """Watches the float32 layer: what goes into its matrices, and what comes out."""
-        self.exact[name].append((x_1ND[0], F.linear(x_1ND[0], linear.weight)))
+        self.exact[name].append((x_1ND[0], product(x_1ND[0], linear.weight)))
 
     def compare(self, name: str, linear: nn.Linear, _: Tensor) -> None:
         """Watches the quantized layer after it."""
         for x_ND, expected in self.exact.pop(name, []):
             given_ND = _given(self.quantized, name, x_ND).to(linear.weight.dtype)
-            self.by_name[name].add(expected, F.linear(given_ND, linear.weight))
+            self.by_name[name].add(expected, product(given_ND, linear.weight))
 
     def of_layer(self, i: int) -> dict[str, float]:
         """Decibels by kind."""
@@ -111,8 +112,10 @@ def quantization_noise(
         """Of the quantized layer: what the one before it gave, and what float32's gave."""
         return torch.cat([stream_1ND, exact_1ND.to(stream_1ND.dtype)], dim=1)
 
-    floats = run_layers(float32, sequences, torch.float32, None, report, watch=watch.note)
-    twice = run_layers(quantized, (*sequences, *sequences), None, None, given=both, watch=watch.compare)
+    floats = run_layers(float32, sequences, torch.float32, None, report, watch=watch.note, multiply=product)
+    twice = run_layers(
+        quantized, (*sequences, *sequences), None, None, given=both, watch=watch.compare, multiply=product
+    )
     decibels = []
     for exact in floats:
         stream_1ND, alone_1ND = next(twice).x_1ND.chunk(2, dim=1)

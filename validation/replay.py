@@ -15,7 +15,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ def replay(
 ) -> Replay:
     """solve: also answer the task's prompts. planned_memory: bytes that the program may plan for.
 
-    tokens: that the sequences may have in all, the shortest first; None for all sequences. threads: as for
+    tokens: that the sequences may have in all, see `shortest`; None for all sequences. threads: as for
     `runtime.threads.use_threads`.
 
     Raises `ProgramError` with the runtime's words, also when it crashed, hung, or took more memory than such a program
@@ -192,11 +191,17 @@ def _greedy(program: Program, greedy: Greedy) -> Tensor:
 
 
 def shortest(reference: Reference, tokens: int) -> Reference:
-    """Of its sequences the shortest, so many that they have at most `tokens` in all; in their order."""
+    """Of its sequences the shortest of each kind, then the shortest of all, while they have at most `tokens` in all; in
+    their order.
+    """
     lengths = [sum(len(call.tokens) for call in sequence.calls) for sequence in reference.sequences]
     by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
-    totals = accumulate(lengths[i] for i in by_length)
-    chosen = sorted(i for i, total in zip(by_length, totals, strict=True) if total <= tokens)
+    of_each_kind = {reference.sequences[i].name.rstrip("-0123456789"): i for i in reversed(by_length)}
+    chosen: list[int] = []
+    for i in dict.fromkeys([*sorted(of_each_kind.values(), key=lengths.__getitem__), *by_length]):
+        if sum(lengths[j] for j in chosen) + lengths[i] <= tokens:
+            chosen.append(i)
+    chosen.sort()
     sequences, expected = reference.sequences, reference.expected
     parts = (tuple(sequences[i] for i in chosen), tuple(expected[i] for i in chosen))
     return Reference(*parts, reference.floor_db, reference.task)
