@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from model import DreamEdgeConfig
 from pipeline import lock, staging
 from pipeline.__main__ import main
 from pipeline.calibrate import calibration_of
@@ -29,19 +28,6 @@ from scripts.make_checkpoint import write_checkpoint
 from tests.checkpoints import GOLDEN, ROOT, Build
 from validation.progress import silent
 
-ONE_LAYER = DreamEdgeConfig(
-    vocab_size=64,
-    hidden_size=64,
-    intermediate_size=64,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    max_position_embeddings=256,
-    mask_token_id=63,
-    pad_token_id=62,
-    bos_token_id=62,
-    eos_token_id=62,
-)
 STAGES = ("load", "quantize", "export", "lower", "validate", "package")
 
 
@@ -49,7 +35,8 @@ def test_kill_in_each_stage(build: Build, tmp_path: Path) -> None:
     output, cache = tmp_path / "out", tmp_path / "cache"
     earlier, kept = build("gqa2", "fp32_xnnpack"), {"checkpoint", "cache", "out"}
     shutil.copytree(earlier, output)
-    write_checkpoint(ONE_LAYER, tmp_path / "checkpoint", seed=0)
+    one_layer = replace(load(GOLDEN / "gqa2").config, num_hidden_layers=1)
+    write_checkpoint(one_layer, tmp_path / "checkpoint", seed=0)
     paths = [f"checkpoint={tmp_path / 'checkpoint'}", f"output={output}", f"cache={cache}"]
     arguments = ["run", "recipe=fp32_xnnpack", *paths]
     arguments += ["export.max_seq_len=64", "validation.n_prompts=8", "overwrite=true"]

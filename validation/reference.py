@@ -45,6 +45,11 @@ class Sequence:
     name: str
     calls: tuple[Call, ...]
 
+    @property
+    def kind(self) -> str:
+        """Its name without a number: one of `KINDS`, where it was recorded."""
+        return self.name.rstrip("0123456789").rstrip("-")
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -168,7 +173,7 @@ def load_reference(file: Path) -> Reference:
         raise ReferenceError(f"{file}: not readable as recorded calls: {error}") from error
     # A file that was cut down must not pass: each use of the contract is there.
     found = [sequence.name for sequence in sequences]
-    kinds = {name.rstrip("0123456789").rstrip("-") for name in found}
+    kinds = {sequence.kind for sequence in sequences}
     if missing := KINDS - kinds:
         raise ReferenceError(f"{file}: lacks the recorded calls {', '.join(sorted(missing))}")
     if kinds != KINDS or len(set(found)) < len(found):

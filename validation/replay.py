@@ -196,11 +196,12 @@ def shortest(reference: Reference, tokens: int) -> Reference:
     """
     lengths = [sum(len(call.tokens) for call in sequence.calls) for sequence in reference.sequences]
     by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
-    of_each_kind = {reference.sequences[i].name.rstrip("-0123456789"): i for i in reversed(by_length)}
-    chosen: list[int] = []
-    for i in dict.fromkeys([*sorted(of_each_kind.values(), key=lengths.__getitem__), *by_length]):
-        if sum(lengths[j] for j in chosen) + lengths[i] <= tokens:
+    of_each_kind = {reference.sequences[i].kind: i for i in reversed(by_length)}
+    chosen = []
+    for i in sorted(by_length, key=lambda i: i not in of_each_kind.values()):
+        if lengths[i] <= tokens:
             chosen.append(i)
+            tokens -= lengths[i]
     chosen.sort()
     sequences, expected = reference.sequences, reference.expected
     parts = (tuple(sequences[i] for i in chosen), tuple(expected[i] for i in chosen))
