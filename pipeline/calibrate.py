@@ -18,12 +18,13 @@ from recipes.options import Recipe, Rounding
 from recipes.quantization import InputsByLayer, quant_of
 from recipes.stored import Weights, open_stored
 from runtime.artifact import sha256
-from validation.eager import embed, n_tokens, run_layers
+from validation.eager import embed, run_layers
 from validation.effort import layer_weights
 from validation.output_layer import normed_rows
 from validation.products import product
 from validation.progress import Report, silent
 from validation.reference import Call, Sequence
+from validation.stream import n_tokens
 from validation.texts import hidden_of, read_texts, tokens_of, windows
 
 log = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from model.pages import large
 from recipes.options import Backend
 from recipes.threads import by_slices
 
@@ -39,22 +40,20 @@ def pack_int4(integers: Tensor) -> Tensor:
     """
     packed = torch.empty(integers.shape[0], integers.shape[1] // 2, dtype=torch.uint8)
     for part, into in zip(integers.split(_ROWS), packed.split(_ROWS), strict=True):
-        unsigned = part.view(torch.uint8) + 8
-        torch.bitwise_or(unsigned[:, 1::2] << 4, unsigned[:, ::2], out=into)
+        words = (part.contiguous().view(torch.uint8) + 8).view(torch.int16)  # the even column is the low byte
+        into.copy_(words | words >> 4)  # and all that fits a byte
     return packed
 
 
 def unpack_int4(packed: Tensor) -> Tensor:
     """The way back."""
-    integers = torch.empty(packed.shape[0], packed.shape[1] * 2, dtype=torch.int8)
-    for part, into in zip(packed.split(_ROWS), integers.split(_ROWS), strict=True):
-        into[:, ::2] = (part & 15).view(torch.int8) - 8
-        into[:, 1::2] = (part >> 4).view(torch.int8) - 8
-    return integers
+    words = packed.to(torch.int16)
+    words.bitwise_or_(words << 4).bitwise_and_(0x0F0F)
+    return words.view(torch.int8).sub_(8)
 
 
 _ROWS = 128  # that are packed at once
-AT_ONCE = 2**18  # weights that become floats at once
+AT_ONCE = 2**19  # weights that become floats at once
 
 
 def dequantized(integers: Tensor, scale: Tensor, dtype: torch.dtype, is_packed: bool = False) -> Tensor:
@@ -62,7 +61,7 @@ def dequantized(integers: Tensor, scale: Tensor, dtype: torch.dtype, is_packed: 
     cache holds, by all threads. integers: int8, or packed by `pack_int4`. scale: [rows, groups].
     """
     columns = integers.shape[1] * (2 if is_packed else 1)
-    floats = torch.empty(*scale.shape, columns // scale.shape[1], dtype=dtype)
+    floats = large((*scale.shape, columns // scale.shape[1]), dtype)
 
     def fill(part: slice) -> None:
         rows = unpack_int4(integers[part]) if is_packed else integers[part]

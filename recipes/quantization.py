@@ -161,6 +161,9 @@ def _by_torchao(weight: Tensor, dtype: torch.dtype, config: AOBaseConfig) -> Ten
         linear.weight = nn.Parameter(part.to(dtype), requires_grad=False)
         quantize_(linear, config)
         quantized = cast(IntxUnpackedToInt8Tensor, linear.weight)
+        # `quantize_` leaves the layer in a cycle: of a large vocabulary all slices together, 1.6 GiB, would wait for
+        # Python's collector (findings/torchao_quantized_layer_outlives_its_name.sh).
+        del linear.weight
         attributes = {name: getattr(quantized, name) for name in quantized.tensor_attribute_names}
         for name in quantized.tensor_data_names:
             made = getattr(quantized, name)

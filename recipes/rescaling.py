@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from model import DreamEdge
 from model.dream import MLP, Attention, DecoderLayer, RMSNorm
-from model.pages import release
+from model.pages import large, release
 from recipes.factors import WeightGrid, channel_factors, for_inputs, largest
 from recipes.options import Fold, Rotate
 from recipes.quantization import QuantizationError
@@ -78,7 +78,7 @@ def _copied(part: nn.Module) -> nn.Module:
 
 def _float(parameter: nn.Parameter) -> nn.Parameter:
     """A block at a time: what was read of a mapping is given back."""
-    made = torch.empty(parameter.shape, dtype=torch.promote_types(parameter.dtype, torch.float32))
+    made = large(parameter.shape, torch.promote_types(parameter.dtype, torch.float32))
     source, into = parameter.data.reshape(-1), made.view(-1)
     for start in range(0, len(into), COPIED):
         block = source[start : start + COPIED]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torchao.quantization import IntxUnpackedToInt8Tensor
 
 from model import DreamEdge
-from model.pages import read_ahead, release
+from model.pages import large, read_ahead, release
 from recipes.options import Backend, LinearQuant, Recipe
 from recipes.packing import dequantized, pack_int4, packed_digests
 from recipes.quantization import (
@@ -59,7 +59,9 @@ class Weights:
     def rows(self, name: str, rows: slice | Tensor = slice(None), dtype: torch.dtype | None = None) -> Tensor:
         """Rows of a parameter as eager computes with them: floats, dequantized if need be; None for its own dtype."""
         found = self._rows(name, rows)
-        return found.to(dtype or found.dtype)
+        if dtype is None or dtype == found.dtype:
+            return found
+        return large(found.shape, dtype).copy_(found)
 
     def _rows(self, name: str, rows: slice | Tensor) -> Tensor:
         if self.made is not None:

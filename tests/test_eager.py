@@ -19,13 +19,14 @@ from recipes.quantization import quantize_model
 from recipes.stored import Weights, open_stored, store
 from runtime.processor import native_float16
 from tests.checkpoints import GOLDEN, ROOT
-from validation import eager, output_layer, products
+from validation import eager, output_layer, products, stream
 from validation.eager import run_by_layer
 from validation.figures import kl_divergence, sqnr_db
 from validation.logits import SKETCH, digest, summarize, top_columns
 from validation.products import product, product_in_halves
 from validation.recording import contract_sequences, short_candidates
 from validation.reference import Call, Sequence
+from validation.stream import everywhere, n_tokens, once_each
 
 S = 96
 PROMPTS = [torch.arange(5, 29) + i for i in range(8)]
@@ -36,7 +37,7 @@ PROMPTS = [torch.arange(5, 29) + i for i in range(8)]
 def test_it_is_the_network(checkpoint: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against `DreamEdge.start` with torchao's own quantized tensors, call by call."""
     # Small enough that every loop is gone through several times.
-    small = ((eager, "TOKENS", 7), (eager, "LONG", S), (output_layer, "ROWS", 20), (output_layer, "VOCAB", 100))
+    small = ((eager, "TOKENS", 7), (stream, "LONG", S), (output_layer, "ROWS", 20), (output_layer, "VOCAB", 100))
     for module, name, value in small:
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(products, "SLICE", 50)
@@ -48,8 +49,8 @@ def test_it_is_the_network(checkpoint: str, recipe: str, tmp_path: Path, monkeyp
     quantize_model(whole, blocks.dtype, blocks.linear, blocks.embedding)
     contract = contract_sequences(PROMPTS, config.mask_token_id, S, S)
     repeated = contract_sequences(PROMPTS, config.mask_token_id, S, S, at_the_end=8)[-1]
-    assert [len(eager.once_each(call).tokens) for call in repeated.calls] == [1, 8]
-    assert [len(eager.once_each(call).tokens) for call in contract[-1].calls] == [S, 1]
+    assert [len(everywhere(call).tokens) for call in repeated.calls] == [1, 8]
+    assert [len(everywhere(call).tokens) for call in contract[-1].calls] == [S, 1]
     sequences = (*contract, repeated, *short_candidates(PROMPTS, 2))
     found: dict[tuple[int, int], Tensor] = {}
 
@@ -72,6 +73,18 @@ def test_it_is_the_network(checkpoint: str, recipe: str, tmp_path: Path, monkeyp
                 floor = 25
             assert sqnr_db(expected, found[i, j]) > floor, (sequence.name, j)
             assert math.isinf(margins[i][j]) != quantizes
+
+
+def test_calls_that_see_the_same_are_computed_once() -> None:
+    """Uses of the contract begin alike, and one writes a block twice; other rows of a call are no other call."""
+    contract = contract_sequences(PROMPTS, 0, S, S, at_the_end=8)
+    computed = {one.name: [len(call.tokens) for call in one.calls] for one in once_each(contract)}
+    assert computed["prefill-then-block"] == [28, 28, 0]
+    assert computed["rewrite-inside"] == [56, 14, 14]
+    assert computed["suffix-hidden"] == [0, 14, 14]  # other tokens in its cache, and fewer of them
+    assert computed["rows-subset"] == [0, 0]
+    assert computed["one-inside"] == [0, 1, 1]
+    assert n_tokens(contract) - n_tokens(once_each(contract)) == 28 + 4 * 56
 
 
 @pytest.mark.parametrize("multiply", [product, product_in_halves])

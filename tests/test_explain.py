@@ -32,6 +32,7 @@ from validation.output_layer import run_head
 from validation.progress import silent
 from validation.quantization_noise import KINDS, quantization_noise
 from validation.reference import Sequence, load_reference
+from validation.stream import n_tokens
 from validation.trace import Trace, trace
 from validation.trace_places import TraceError
 from validation.wrong_layers import CAUSES, WrongLayers, compare_layers, find_wrong_layers
@@ -151,7 +152,7 @@ def test_a_fault_of_a_float_program_is_located(made: Callable[[str, str], Made],
 
 def recorded(weights: Weights, sequences: tuple[Sequence, ...], order: list[int]) -> Trace:
     """What a program would give that runs these layers, and does right what they do."""
-    margins = ties.TieMargins(eager.n_tokens(sequences))
+    margins = ties.TieMargins(n_tokens(sequences))
     runs = list(eager.run_layers(weights, sequences, None, margins, order=order))
     x_1ND = [eager.embed(weights, sequences, None), *(run.x_1ND for run in runs)]
     logits: list[Tensor] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import shutil
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,23 @@ def test_integers_that_were_never_filled_in_are_never_asked_for(
     held = Quantized(in_memory(quantized_in_memory("gqa2", "int4_xnnpack"), quantized.recipe.backend), quantized.recipe)
     lower(export(held, ExportConfig(64)), held, tmp_path / "held.pte")
     assert len(packed) == 2 * 7 + 1
+
+
+def test_what_is_quantized_in_slices_waits_for_no_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "SLICE", 1000)
+    gc.collect()
+    gc.disable()
+    try:
+        made = quantized_in_memory("gqa2", "int8_xnnpack")
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = [thing for thing in gc.garbage if isinstance(thing, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert made.lm_head.weight.shape[0] > 1000 // made.lm_head.weight.shape[1], "in one slice"
+    assert left == []
 
 
 def test_int4_is_packed_as_executorch_packs_it() -> None:

@@ -23,10 +23,10 @@ from validation.activations import ActivationQuantization, quantized_activations
 from validation.output_layer import Multiply, Take, run_head
 from validation.products import product, product_in_halves
 from validation.progress import Report, silent, within
-from validation.reference import Call, Sequence
+from validation.reference import Sequence
+from validation.stream import Everywhere, n_tokens, once_each, places
 from validation.ties import TieMargins
 
-LONG = 256  # tokens of a call, from which on it matters whether they are the same
 TOKENS = 512  # that go through an MLP at once: its activations are the widest
 
 Watch = Callable[[str, nn.Linear, Tensor], None]
@@ -39,10 +39,6 @@ class LayerRun:
     x_1ND: Tensor
     k_1NGd: Tensor
     v_1NGd: Tensor
-
-
-class Everywhere(Call):
-    """Its one token stands for as many of them as it sees."""
 
 
 @dataclass
@@ -72,10 +68,12 @@ def run_by_layer(
     """Calls take(i, j, logits float32 [K, vocab]) for call j of sequence i.
 
     dtype: to compute in; None for the weights' own. watch, multiply: as for `run_layers`; the output layer multiplies
-    so too. once: calls as `once_each` makes them. Returns the tie margin of each call, see `TieMargins`.
+    so too. once: equal calls are computed once, as `once_each` says.
+
+    Returns the tie margin of each call, see `TieMargins`.
     """
     if once:
-        sequences = tuple(Sequence(one.name, tuple(map(once_each, one.calls))) for one in sequences)
+        sequences = once_each(sequences)
     ties = TieMargins(n_tokens(sequences))
     runs = run_layers(weights, sequences, dtype, ties, report, watch=watch, multiply=multiply, twin=twin)
     last = deque(runs, maxlen=1).pop()
@@ -137,18 +135,6 @@ def run_layers(
         yield LayerRun(x_1ND, k_1NGd, v_1NGd)
 
 
-def once_each(call: Call) -> Call:
-    """A long call of one token again and again gives, but for rounding, the same for all of them wherever they are.
-
-    The values that attention averages are the same. So one is computed, at position 0, and its key and value stand
-    everywhere.
-    """
-    T = len(call.tokens)
-    if T < LONG or call.start_pos > 0 or call.kv_len > T or (call.tokens != call.tokens[0]).any():
-        return call
-    return Everywhere(call.tokens[:1], 0, T, torch.zeros_like(call.rows))
-
-
 def _rotation(config: DreamEdgeConfig, sequences: tuple[Sequence, ...], dtype: torch.dtype) -> Callable[..., Tensor]:
     """Of queries and keys of all N tokens, the same in each layer."""
     return partial(apply_rope, *rope_cos_sin(config, _positions(sequences), dtype))
@@ -203,10 +189,6 @@ def _positions(sequences: tuple[Sequence, ...]) -> Tensor:
     return torch.cat([torch.arange(c.start_pos, c.start_pos + len(c.tokens)) for c in calls])[None]
 
 
-def n_tokens(sequences: tuple[Sequence, ...]) -> int:
-    return sum(len(call.tokens) for sequence in sequences for call in sequence.calls)
-
-
 def _floats_of_layer(
     config: DreamEdgeConfig, weights: Weights, prefix: str, dtype: torch.dtype | None
 ) -> dict[str, nn.Parameter]:
@@ -252,18 +234,18 @@ def _attend_calls(
     v_1NGd: Tensor,
 ) -> Tensor:
     kept += [k_1NGd, v_1NGd]
-    outs, at = [], 0
+    outs, places_of_calls = [], places(sequences)
     for sequence in sequences:
         S = max(call.kv_len for call in sequence.calls)
         keys_1SGd, values_1SGd = (x.new_zeros(1, S, *x.shape[2:]) for x in (k_1NGd, v_1NGd))
         for call in sequence.calls:
-            tokens = slice(at, at + len(call.tokens))
-            at = tokens.stop
-            slots = slice(call.start_pos, call.start_pos + len(call.tokens))
+            tokens = next(places_of_calls)
+            slots = slice(call.start_pos, call.start_pos + tokens.stop - tokens.start)
             keys = k_1NGd[:, tokens]
             if isinstance(call, Everywhere):  # at 0, where it was computed, nothing is rotated
                 slots = slice(0, call.kv_len)
                 keys = apply_rope(*rope_cos_sin(config, torch.arange(call.kv_len)[None], keys.dtype), keys)
             keys_1SGd[:, slots], values_1SGd[:, slots] = keys, v_1NGd[:, tokens]
-            outs.append(attend(q_1NHd[:, tokens], keys_1SGd[:, : call.kv_len], values_1SGd[:, : call.kv_len], None))
+            if len(call.tokens):
+                outs.append(attend(q_1NHd[:, tokens], keys_1SGd[:, : call.kv_len], values_1SGd[:, : call.kv_len], None))
     return torch.cat(outs, dim=1)

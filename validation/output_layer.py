@@ -14,6 +14,7 @@ from validation.activations import ACTIVATIONS, quantized_activations, quantizes
 from validation.products import product
 from validation.progress import Report, silent
 from validation.reference import Sequence
+from validation.stream import places
 from validation.ties import TieMargins
 
 ROWS = 512  # whose logits are computed at once
@@ -32,8 +33,7 @@ def normed_rows(
     norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
     norm.weight = nn.Parameter(weights.rows("norm.weight", dtype=dtype), requires_grad=False)
     calls = [call for sequence in sequences for call in sequence.calls]
-    starts = torch.tensor([0, *(len(call.tokens) for call in calls)]).cumsum(0)
-    rows_R = torch.cat([start + call.rows for start, call in zip(starts.tolist(), calls, strict=False)])
+    rows_R = torch.cat([place.start + call.rows for place, call in zip(places(sequences), calls, strict=True)])
     return norm(x_1ND[0, rows_R]), rows_R
 
 

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from recipes.stored import Weights
 from validation.activations import quantized_activations, quantizes_activations
-from validation.eager import embed, n_tokens, run_layers
+from validation.eager import embed, run_layers
 from validation.figure import IDENTICAL_DB
 from validation.figures import sqnr_db
 from validation.output_layer import normed_rows
 from validation.products import product
 from validation.progress import Report
 from validation.reference import Sequence
+from validation.stream import n_tokens
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TOKENS = 512  # of whole sequences, that noise is measured over

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from validation.reference import Sequence
+from validation.stream import places
 
 
 class TieMargins:
@@ -30,12 +31,11 @@ class TieMargins:
 
     def by_call(self, sequences: tuple[Sequence, ...]) -> list[list[float]]:
         """Over the sequence so far: what a call leaves in the cache is as uncertain as the call."""
-        margins, at = [], 0
+        margins, places_of_calls = [], places(sequences)
         for sequence in sequences:
             margins.append([float("inf")])
-            for call in sequence.calls:
-                nearest = self.margin_N[at : at + len(call.tokens)].min().item()
+            for _ in sequence.calls:
+                nearest = self.margin_N[next(places_of_calls)].min().item()
                 margins[-1].append(min(margins[-1][-1], nearest))
-                at += len(call.tokens)
             del margins[-1][0]
         return margins

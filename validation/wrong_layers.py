@@ -17,12 +17,13 @@ from recipes.bounds import Bounds
 from recipes.stored import Weights
 from runtime.processor import native_float16
 from runtime.program import ProgramError
-from validation.eager import embed, keys_and_values, n_tokens, run_layers
+from validation.eager import embed, keys_and_values, run_layers
 from validation.figure import TIE_MARGIN, Figure
 from validation.figures import sqnr_db
 from validation.output_layer import run_head
 from validation.progress import Report, silent, within
 from validation.reference import Reference, Sequence
+from validation.stream import n_tokens
 from validation.ties import TieMargins
 from validation.trace import Trace, trace
 from validation.trace_places import TraceError
