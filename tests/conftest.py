@@ -40,6 +40,7 @@ LONG = (
 
 # What takes ten seconds or more, and of whose kind another stays in `make test`: `make test-extra` runs these.
 EXTRA = (
+    "test_arm.py::test_an_artifact_is_right_on_each_core[dream_sudoku-int4_xnnpack",
     "test_arm.py::test_an_artifact_is_right_on_each_core[gqa2-fp16_xnnpack",
     "test_docs.py::test_commands_run_as_shown[ci.md]",
     "test_docs.py::test_commands_run_as_shown[explain.md]",
@@ -67,6 +68,7 @@ EXTRA = (
     "test_rewritten.py::test_a_rewritten_network_is_a_valid_artifact[mha-tied-fp32_xnnpack-keys2]",
     "test_road.py::test_recipe_builds_a_valid_artifact[dream_sudoku-fp16_xnnpack]",
     "test_road.py::test_recipe_builds_a_valid_artifact[dream_sudoku-fp32_portable]",
+    "test_road.py::test_recipe_builds_a_valid_artifact[dream_sudoku-int4_fast_xnnpack]",
     "test_road.py::test_recipe_builds_a_valid_artifact[dream_sudoku-fp32_xnnpack]",
     "test_road.py::test_recipe_builds_a_valid_artifact[mha-tied-fp32_portable]",
     "test_road.py::test_recipe_builds_a_valid_artifact[mqa4-sharded-int8_xnnpack]",

@@ -23,7 +23,7 @@ from recipes.static_program import StaticProgram, export_program, metadata
 from runtime import Program, generate
 from runtime.text import open_text_artifact
 from runtime.tokenizer import decode, encode
-from tests.checkpoints import BUNDLED, GOLDEN, GOLDEN_NAMES, ROOT, Build
+from tests.checkpoints import GOLDEN, GOLDEN_NAMES, ROOT, Build
 from tests.test_decoding_rules import REFUSED as WRONG_RULES
 from tests.test_generation import (
     PROMPT,
@@ -168,11 +168,6 @@ def test_wrong_ids(build: Build, run: Run) -> None:
 
 
 # ---- Text ----
-
-
-@pytest.fixture(scope="module")
-def sudoku(build: Build) -> Path:
-    return build(BUNDLED.name, "int4_fast_xnnpack")
 
 
 @pytest.fixture(scope="module")

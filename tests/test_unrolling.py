@@ -51,7 +51,7 @@ int4, int8 = LinearQuant(), LinearQuant(weight_bits=8, group_size=None)
 @pytest.mark.parametrize(
     ("attention", "quants", "runs"),
     [
-        (Attention.custom_sdpa, {}, [Run(1, 2, 5)]),
+        (Attention.custom_sdpa, {}, [Run(1, 2, 4)]),
         pytest.param(
             Attention.delegated,
             {i: int8 if i < 6 else int4 for i in range(11)},
@@ -63,7 +63,7 @@ int4, int8 = LinearQuant(), LinearQuant(weight_bits=8, group_size=None)
 def test_equal_layers_are_lowered_once(
     attention: Attention, quants: dict[int, LinearQuant], runs: list[Run], tmp_path: Path
 ) -> None:
-    program = network(len(quants) or 7, quants, attention)
+    program = network(len(quants) or 6, quants, attention)
     assert runs_of(program) == runs
     once = lowered(program, runs, attention, tmp_path / "once.pte")
     assert once == lowered(program, [], attention, tmp_path / "each.pte")

@@ -20,7 +20,7 @@ from runtime.artifact import MODEL_FILE, REFERENCE_FILE, read_manifest
 from runtime.errors import UsageError
 from tests.checkpoints import GOLDEN, ROOT, Build
 from tests.faults.judge import quantized, right
-from validation import eager, effort, tied_calls
+from validation import effort, stream, tied_calls
 from validation.expected_format import expected_format
 from validation.figure import TIE_MARGIN, Figure
 from validation.figures import fidelity, metadata, program_format, quality, repeatability, sqnr_db
@@ -412,7 +412,7 @@ def test_of_a_large_network_the_longest_call_repeats_a_token(
 ) -> None:
     """Eager computes it once; a right program, which computes all, agrees."""
     monkeypatch.setattr(effort, "LARGE", 0)
-    monkeypatch.setattr(eager, "LONG", 64)
+    monkeypatch.setattr(stream, "LONG", 64)
     artifact = build("gqa2", "int4_xnnpack")
     it = right(artifact, GOLDEN / "gqa2")
     model, _, _ = load_hf_model(GOLDEN / "gqa2", dtype=None)
