@@ -25,9 +25,9 @@ def large(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     have torch ask for all its memory (THP_MEM_ALLOC_ENABLE) makes quantization slower, whose pieces are small.
     """
     n_bytes = math.prod(shape) * dtype.itemsize
-    memory = torch.from_numpy(np.empty(n_bytes + ALIGNMENT, np.uint8))
-    start = -memory.data_ptr() % ALIGNMENT
-    return memory[start : start + n_bytes].view(dtype).view(*shape)
+    memory = np.empty(n_bytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return torch.from_numpy(memory[start : start + n_bytes]).view(dtype).view(tuple(shape))
 
 
 def release(*tensors: Tensor) -> None:

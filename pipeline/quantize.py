@@ -29,14 +29,14 @@ from recipes.rotation import check_rotation
 from recipes.stored import Weights, open_stored, parts, store, transformed_floats, untie
 from runtime.artifact import sha256
 from runtime.errors import OutputError, RecipeError
-from validation import eager, output_layer, products, texts
+from validation import activations, eager, output_layer, products, stream, texts
 from validation.products import kernels
 from validation.progress import within
 
 # The code that decides the bytes.
 MAKERS = (factors, gptq, packing, quantization, rescaling, rotation, stored)
 # And what it goes by, where that is text.
-READERS = (calibrate, dream, eager, output_layer, products, texts, threads)
+READERS = (activations, calibrate, dream, eager, output_layer, products, stream, texts, threads)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def pack_int4(integers: Tensor) -> Tensor:
     packed = torch.empty(integers.shape[0], integers.shape[1] // 2, dtype=torch.uint8)
     for part, into in zip(integers.split(_ROWS), packed.split(_ROWS), strict=True):
         words = (part.contiguous().view(torch.uint8) + 8).view(torch.int16)  # the even column is the low byte
-        into.copy_(words | words >> 4)  # and all that fits a byte
+        into.copy_(words | words >> 4)  # a copy keeps of a word the low byte
     return packed
 
 
@@ -57,8 +57,8 @@ AT_ONCE = 2**19  # weights that become floats at once
 
 
 def dequantized(integers: Tensor, scale: Tensor, dtype: torch.dtype, is_packed: bool = False) -> Tensor:
-    """[rows, columns], bit for bit what torchao's `dequantize` gives, in a third of its time: rows that a processor's
-    cache holds, by all threads. integers: int8, or packed by `pack_int4`. scale: [rows, groups].
+    """[rows, columns], bit for bit what torchao's `dequantize` gives, in a fraction of its time: some rows at a time,
+    by all threads, into large pages. integers: int8, or packed by `pack_int4`. scale: [rows, groups].
     """
     columns = integers.shape[1] * (2 if is_packed else 1)
     floats = large((*scale.shape, columns // scale.shape[1]), dtype)

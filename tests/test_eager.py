@@ -87,6 +87,36 @@ def test_calls_that_see_the_same_are_computed_once() -> None:
     assert n_tokens(contract) - n_tokens(once_each(contract)) == 28 + 4 * 56
 
 
+def test_what_is_computed_once_is_what_each_call_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of calls that nobody planned: few tokens and places, so that many are equal, or nearly."""
+    monkeypatch.setattr(stream, "LONG", 5)
+    model, _, _ = load_hf_model(GOLDEN / "gqa2", dtype=torch.float32)
+    random = torch.Generator().manual_seed(0)
+
+    def below(n: int) -> int:
+        return int(torch.randint(n, (1,), generator=random))
+
+    sequences = []
+    for _ in range(60):
+        calls: list[Call] = []
+        for written in range(1 + below(4)):
+            start = below(6) if written else 0
+            tokens = torch.randint(5, 5 + 1 + below(2), (1 + below(7),), generator=random)
+            calls.append(Call(tokens, start, start + len(tokens) + (below(3) if written else 0), torch.tensor([0])))
+        sequences.append(Sequence("any", tuple(calls)))
+    found: list[dict[tuple[int, int], Tensor]] = [{}, {}]
+    for kept, once in zip(found, (True, False), strict=True):
+
+        def take(i: int, j: int, logits_KV: Tensor, kept: dict[tuple[int, int], Tensor] = kept) -> None:
+            kept[i, j] = logits_KV
+
+        run_by_layer(Weights(model, {}), tuple(sequences), take, once=once)
+    kinds = [type(call) for sequence in once_each(tuple(sequences)) for call in sequence.calls]
+    assert min(kinds.count(kind) for kind in (Call, stream.Again, stream.Everywhere)) > 5
+    assert found[0].keys() == found[1].keys()
+    assert min(sqnr_db(found[1][key], found[0][key]) for key in found[1]) > 110
+
+
 @pytest.mark.parametrize("multiply", [product, product_in_halves])
 def test_no_number_of_threads_changes_a_bit(multiply: Callable[..., Tensor]) -> None:
     """Also where a thread's part of a tensor is no multiple of a vector's width, and SiLU has another formula."""

@@ -63,6 +63,20 @@ def test_imports_go_one_way(room: str) -> None:
     assert found.keys() == ALLOWED[room], "what is allowed is what is needed"
 
 
+def test_what_calibration_goes_by_is_in_the_name_of_its_weights() -> None:
+    """All of validation that it computes with, but for what a call is, how far it is, and how near a tie.
+
+    Of how many tokens is noted besides.
+    """
+    from pipeline.quantize import READERS
+
+    known = {f"{Path(str(module.__file__)).parent.name}.{module.__name__.rpartition('.')[2]}" for module in READERS}
+    used = {name for part in known for name in imports(ROOT / f"{part.replace('.', '/')}.py")}
+    rooms = {".".join(name.split(".")[:2]) for name in used if name.startswith("validation.")}
+    others = {f"validation.{name}" for name in ("effort", "progress", "reference", "ties")}
+    assert rooms - others <= known
+
+
 def test_no_stage_imports_a_command() -> None:
     """Commands stand on the stages, and the command line on them."""
     for file in (ROOT / "pipeline").glob("*.py"):

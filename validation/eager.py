@@ -24,7 +24,7 @@ from validation.output_layer import Multiply, Take, run_head
 from validation.products import product, product_in_halves
 from validation.progress import Report, silent, within
 from validation.reference import Sequence
-from validation.stream import Everywhere, n_tokens, once_each, places
+from validation.stream import Again, Everywhere, calls_of, n_tokens, once_each, places
 from validation.ties import TieMargins
 
 TOKENS = 512  # that go through an MLP at once: its activations are the widest
@@ -179,13 +179,13 @@ def keys_and_values(weights: Weights, i: int, sequence: Sequence, x_RND: Tensor)
 @torch.no_grad()
 def embed(weights: Weights, sequences: tuple[Sequence, ...], dtype: torch.dtype | None) -> Tensor:
     """[1, N, D]"""
-    tokens_N = torch.cat([call.tokens for sequence in sequences for call in sequence.calls])
+    tokens_N = torch.cat([call.tokens for call in calls_of(sequences)])
     return weights.rows("embed_tokens.weight", tokens_N, dtype)[None]
 
 
 def _positions(sequences: tuple[Sequence, ...]) -> Tensor:
     """[1, N]"""
-    calls = [call for sequence in sequences for call in sequence.calls]
+    calls = calls_of(sequences)
     return torch.cat([torch.arange(c.start_pos, c.start_pos + len(c.tokens)) for c in calls])[None]
 
 
@@ -234,18 +234,17 @@ def _attend_calls(
     v_1NGd: Tensor,
 ) -> Tensor:
     kept += [k_1NGd, v_1NGd]
-    outs, places_of_calls = [], places(sequences)
-    for sequence in sequences:
+    outs = []
+    for sequence, in_stream in zip(sequences, places(sequences), strict=True):
         S = max(call.kv_len for call in sequence.calls)
         keys_1SGd, values_1SGd = (x.new_zeros(1, S, *x.shape[2:]) for x in (k_1NGd, v_1NGd))
-        for call in sequence.calls:
-            tokens = next(places_of_calls)
+        for call, tokens in zip(sequence.calls, in_stream, strict=True):
             slots = slice(call.start_pos, call.start_pos + tokens.stop - tokens.start)
             keys = k_1NGd[:, tokens]
             if isinstance(call, Everywhere):  # at 0, where it was computed, nothing is rotated
                 slots = slice(0, call.kv_len)
                 keys = apply_rope(*rope_cos_sin(config, torch.arange(call.kv_len)[None], keys.dtype), keys)
             keys_1SGd[:, slots], values_1SGd[:, slots] = keys, v_1NGd[:, tokens]
-            if len(call.tokens):
+            if not isinstance(call, Again):
                 outs.append(attend(q_1NHd[:, tokens], keys_1SGd[:, : call.kv_len], values_1SGd[:, : call.kv_len], None))
     return torch.cat(outs, dim=1)

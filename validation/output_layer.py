@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from validation.activations import ACTIVATIONS, quantized_activations, quantizes
 from validation.products import product
 from validation.progress import Report, silent
 from validation.reference import Sequence
-from validation.stream import places
+from validation.stream import calls_of, places
 from validation.ties import TieMargins
 
 ROWS = 512  # whose logits are computed at once
@@ -32,8 +33,8 @@ def normed_rows(
     config = weights.model.config
     norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
     norm.weight = nn.Parameter(weights.rows("norm.weight", dtype=dtype), requires_grad=False)
-    calls = [call for sequence in sequences for call in sequence.calls]
-    rows_R = torch.cat([place.start + call.rows for place, call in zip(places(sequences), calls, strict=True)])
+    in_stream = chain.from_iterable(places(sequences))
+    rows_R = torch.cat([tokens.start + call.rows for call, tokens in zip(calls_of(sequences), in_stream, strict=True)])
     return norm(x_1ND[0, rows_R]), rows_R
 
 

@@ -1,8 +1,7 @@
-"""Where the tokens of recorded calls lie in the one stream that goes through a layer, each of them once."""
+"""Where the tokens of recorded calls lie in the one stream that goes through a layer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +24,11 @@ class Again(Call):
 
 
 def once_each(sequences: tuple[Sequence, ...]) -> tuple[Sequence, ...]:
-    """The same calls, of which each that was there before is an `Again`: a use of the contract begins as others do."""
-    found: dict[tuple[tuple[int, ...], ...], slice] = {}
+    """The same calls, of which each that was there before is an `Again`: a use of the contract begins as others do.
+
+    What a call gives depends on its tokens, where they are, and what else of its cache it sees.
+    """
+    found: dict[tuple[int | tuple[int, ...], ...], slice] = {}
     made, at = [], 0
     for sequence in sequences:
         held = [NOT_WRITTEN] * max(call.kv_len for call in sequence.calls)  # by position, the token of the stream
@@ -38,8 +40,8 @@ def once_each(sequences: tuple[Sequence, ...]) -> tuple[Sequence, ...]:
             else:
                 slots = slice(call.start_pos, call.start_pos + T)
                 held[slots] = [OWN] * T
-                # What it gives depends on its tokens and on what else it sees.
-                same = found.setdefault((tuple(call.tokens.tolist()), tuple(held[: call.kv_len])), slice(at, at + T))
+                key = (call.start_pos, tuple(call.tokens.tolist()), tuple(held[: call.kv_len]))
+                same = found.setdefault(key, slice(at, at + T))
                 if same.start < at:
                     call = Again(call.tokens[:0], call.start_pos, call.kv_len, call.rows, same)
                 held[slots] = range(same.start, same.stop)
@@ -61,14 +63,22 @@ def everywhere(call: Call) -> Call:
     return Everywhere(call.tokens[:1], 0, T, torch.zeros_like(call.rows))
 
 
+def calls_of(sequences: tuple[Sequence, ...]) -> list[Call]:
+    return [call for sequence in sequences for call in sequence.calls]
+
+
 def n_tokens(sequences: tuple[Sequence, ...]) -> int:
     """Of the stream."""
-    return sum(len(call.tokens) for sequence in sequences for call in sequence.calls)
+    return sum(len(call.tokens) for call in calls_of(sequences))
 
 
-def places(sequences: tuple[Sequence, ...]) -> Iterator[slice]:
-    """Of each call in order its tokens in the stream."""
+def places(sequences: tuple[Sequence, ...]) -> list[list[slice]]:
+    """Of each sequence's calls in order their tokens in the stream."""
+    found: list[list[slice]] = []
     at = 0
-    for call in (call for sequence in sequences for call in sequence.calls):
-        yield call.same if isinstance(call, Again) else slice(at, at + len(call.tokens))
-        at += len(call.tokens)
+    for sequence in sequences:
+        found.append([])
+        for call in sequence.calls:
+            found[-1].append(call.same if isinstance(call, Again) else slice(at, at + len(call.tokens)))
+            at += len(call.tokens)
+    return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
@@ -31,11 +33,8 @@ class TieMargins:
 
     def by_call(self, sequences: tuple[Sequence, ...]) -> list[list[float]]:
         """Over the sequence so far: what a call leaves in the cache is as uncertain as the call."""
-        margins, places_of_calls = [], places(sequences)
-        for sequence in sequences:
-            margins.append([float("inf")])
-            for _ in sequence.calls:
-                nearest = self.margin_N[next(places_of_calls)].min().item()
-                margins[-1].append(min(margins[-1][-1], nearest))
-            del margins[-1][0]
+        margins = []
+        for in_stream in places(sequences):
+            nearest = [self.margin_N[tokens].min().item() for tokens in in_stream]
+            margins.append(list(accumulate(nearest, min)))
         return margins

@@ -23,7 +23,7 @@ from validation.figures import sqnr_db
 from validation.output_layer import run_head
 from validation.progress import Report, silent, within
 from validation.reference import Reference, Sequence
-from validation.stream import n_tokens
+from validation.stream import n_tokens, places
 from validation.ties import TieMargins
 from validation.trace import Trace, trace
 from validation.trace_places import TraceError
@@ -180,7 +180,7 @@ def _named(layers: list[int]) -> str:
 
 
 def _by_call(sequences: tuple[Sequence, ...], of_tokens: Tensor) -> list[Tensor]:
-    return list(of_tokens[0].split([len(call.tokens) for sequence in sequences for call in sequence.calls]))
+    return [of_tokens[0, tokens] for in_stream in places(sequences) for tokens in in_stream]
 
 
 def _logits(weights: Weights, sequences: tuple[Sequence, ...], x_1ND: Tensor, ties: TieMargins) -> list[Tensor]:
