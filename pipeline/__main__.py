@@ -24,8 +24,8 @@ DreamEdge: a Dream checkpoint to a validated ExecuTorch program.
 usage: python -m pipeline COMMAND [key=value ...]
 
 commands:
-  run       build an artifact        [checkpoint=DIR] [recipe=NAME] [output=DIR] [overwrite=true]
-  validate  check an artifact again  artifact=DIR [checkpoint=DIR] [baseline=DIR] [summary=FILE] [junit=FILE]
+  run       build an artifact        [checkpoint=DIR] [recipe=NAME] [output=DIR] [overwrite=true] [targets=[host,arm64]]
+  validate  check an artifact again  artifact=DIR [checkpoint=DIR] [baseline=DIR] [target=arm64] [summary=FILE]
   inspect   show what is in it       artifact=DIR [--json]
   sign      sign it                  artifact=DIR key=FILE
   verify    whether it was changed   artifact=DIR | registry=DIR|URL [key=FILE]

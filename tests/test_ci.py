@@ -100,6 +100,7 @@ def test_the_example_validates(
     pinned = {"top1_agreement"}  # by the workflow
     judged = len(cases) - sum(group == "validate.quality" and name in reported - pinned for group, name in cases)
     assert f"{judged} of {judged} figures are within bounds, {len(cases) - judged} are reported" in summary
+    assert out.endswith(f"\nverdict: right, {judged} figures are within bounds, {len(cases) - judged} are reported\n")
     assert all(f"`{name}`" in summary and str(name) in out for _, name in cases)
     rows = re.findall(r"^\| ✅ \| fidelity \| `fidelity_db` \|.*$", summary, flags=re.MULTILINE)
     assert "≥ 30" in rows[0]  # the workflow's bound, not the artifact's

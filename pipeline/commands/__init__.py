@@ -48,6 +48,9 @@ def _validate(config: Any) -> None:
         raise
     write(figures, None)
     show_figures(console, figures)
+    reported = sum(figure.bound is None for figure in figures)
+    words = f"verdict: right, {len(figures) - reported} figures are within bounds, {reported} are reported"
+    console.print(words, highlight=False, soft_wrap=True)
 
 
 def _inspect(config: Any) -> None:
