@@ -23,8 +23,7 @@ from validation.effort import layer_weights
 from validation.output_layer import normed_rows
 from validation.products import product
 from validation.progress import Report, silent
-from validation.reference import Call, Sequence
-from validation.stream import n_tokens
+from validation.reference import Call, Sequence, n_tokens
 from validation.texts import hidden_of, read_texts, tokens_of, windows
 
 log = logging.getLogger(__name__)

@@ -51,6 +51,14 @@ def show_run(
     console.print(said, highlight=False, markup=False, soft_wrap=True)
 
 
+def show_again(console: Console, figures: list[Figure]) -> None:
+    """What `validate` found. Raises `ValidationError` as `show_figures` does."""
+    show_figures(console, figures)
+    reported = sum(figure.bound is None for figure in figures)
+    words = f"verdict: right, {len(figures) - reported} figures are within bounds, {reported} are reported"
+    console.print(words, highlight=False, soft_wrap=True)
+
+
 def show_figures(console: Console, figures: list[Figure]) -> None:
     """Raises `ValidationError` after the table if a figure is out of bounds."""
     listing = table("validation", "", "figure", "value", "bound", "", "where")

@@ -25,8 +25,8 @@ from validation.figures import kl_divergence, sqnr_db
 from validation.logits import SKETCH, digest, summarize, top_columns
 from validation.products import product, product_in_halves
 from validation.recording import contract_sequences, short_candidates
-from validation.reference import Call, Sequence
-from validation.stream import everywhere, n_tokens, once_each
+from validation.reference import Call, Sequence, calls_of, n_tokens
+from validation.stream import everywhere, once_each
 
 S = 96
 PROMPTS = [torch.arange(5, 29) + i for i in range(8)]
@@ -111,7 +111,7 @@ def test_what_is_computed_once_is_what_each_call_gives(monkeypatch: pytest.Monke
             kept[i, j] = logits_KV
 
         run_by_layer(Weights(model, {}), tuple(sequences), take, once=once)
-    kinds = [type(call) for sequence in once_each(tuple(sequences)) for call in sequence.calls]
+    kinds = [type(call) for call in calls_of(once_each(tuple(sequences)))]
     assert min(kinds.count(kind) for kind in (Call, stream.Again, stream.Everywhere)) > 5
     assert found[0].keys() == found[1].keys()
     assert min(sqnr_db(found[1][key], found[0][key]) for key in found[1]) > 110

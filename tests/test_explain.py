@@ -31,8 +31,7 @@ from validation import eager, ties
 from validation.output_layer import run_head
 from validation.progress import silent
 from validation.quantization_noise import KINDS, quantization_noise
-from validation.reference import Sequence, load_reference
-from validation.stream import n_tokens
+from validation.reference import Sequence, load_reference, n_tokens
 from validation.trace import Trace, trace
 from validation.trace_places import TraceError
 from validation.wrong_layers import CAUSES, WrongLayers, compare_layers, find_wrong_layers

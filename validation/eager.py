@@ -23,8 +23,8 @@ from validation.activations import ActivationQuantization, quantized_activations
 from validation.output_layer import Multiply, Take, run_head
 from validation.products import product, product_in_halves
 from validation.progress import Report, silent, within
-from validation.reference import Sequence
-from validation.stream import Again, Everywhere, calls_of, n_tokens, once_each, places
+from validation.reference import Sequence, calls_of, n_tokens
+from validation.stream import Again, Everywhere, once_each, places
 from validation.ties import TieMargins
 
 TOKENS = 512  # that go through an MLP at once: its activations are the widest

@@ -14,8 +14,8 @@ from recipes.threads import one_thread_each
 from validation.activations import ACTIVATIONS, quantized_activations, quantizes_activations
 from validation.products import product
 from validation.progress import Report, silent
-from validation.reference import Sequence
-from validation.stream import calls_of, places
+from validation.reference import Sequence, calls_of
+from validation.stream import places
 from validation.ties import TieMargins
 
 ROWS = 512  # whose logits are computed at once

@@ -18,8 +18,7 @@ from validation.figures import sqnr_db
 from validation.output_layer import normed_rows
 from validation.products import product
 from validation.progress import Report
-from validation.reference import Sequence
-from validation.stream import n_tokens
+from validation.reference import Sequence, n_tokens
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TOKENS = 512  # of whole sequences, that noise is measured over
@@ -159,7 +158,7 @@ def _head(
     for start in range(0, V, ROWS):
         report("rows of the output layer", start, V)
         rows = slice(start, min(V, start + ROWS))
-        expected = F.linear(exact_RD, float32.rows(name, rows).float())
+        expected = F.linear(exact_RD, float32.rows(name, rows, torch.float32))
         head.add(expected, _product(quantized, name, rows, alone_RD))
         logits.add(expected, _product(quantized, name, rows, given_RD))
     for weights in (float32, quantized):

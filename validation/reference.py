@@ -51,6 +51,14 @@ class Sequence:
         return self.name.rstrip("0123456789").rstrip("-")
 
 
+def calls_of(sequences: tuple[Sequence, ...]) -> list[Call]:
+    return [call for sequence in sequences for call in sequence.calls]
+
+
+def n_tokens(sequences: tuple[Sequence, ...]) -> int:
+    return sum(len(call.tokens) for call in calls_of(sequences))
+
+
 @dataclass(frozen=True)
 class Expected:
     """What one call should give.

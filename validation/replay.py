@@ -33,7 +33,7 @@ from validation.child import run_child
 from validation.greedy import write_greedily
 from validation.logits import Summary, digest, summarize
 from validation.progress import Report, silent
-from validation.reference import Call, Greedy, Reference, ReferenceError, Task, load_reference
+from validation.reference import Call, Greedy, Reference, ReferenceError, Task, calls_of, load_reference, n_tokens
 
 PHASES = ("loading", "calls", "prompts")  # of the process that runs the program
 EACH_CALL = 4  # tokens that a call takes as long as, besides its own: it reads all weights
@@ -151,7 +151,7 @@ def _run(
     outputs: dict[str, Tensor] = {}
     digests: dict[str, list[str]] = {}
     seconds: dict[str, list[float]] = {}
-    work = [EACH_CALL + len(call.tokens) for sequence in reference.sequences for call in sequence.calls]
+    work = [EACH_CALL + len(call.tokens) for call in calls_of(reference.sequences)]
     n_done = 0
     for sequence, expected in zip(reference.sequences, reference.expected, strict=True):
         forward = program.start()
@@ -194,7 +194,7 @@ def shortest(reference: Reference, tokens: int) -> Reference:
     """Of its sequences the shortest of each kind, then the shortest of all, while they have at most `tokens` in all; in
     their order.
     """
-    lengths = [sum(len(call.tokens) for call in sequence.calls) for sequence in reference.sequences]
+    lengths = [n_tokens((sequence,)) for sequence in reference.sequences]
     by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
     of_each_kind = {reference.sequences[i].kind: i for i in reversed(by_length)}
     chosen = []
@@ -245,7 +245,7 @@ def main() -> None:
             reference = shortest(reference, args.tokens)
         task, greedy = (reference.task, reference.greedy) if args.solve else (None, None)
         n_bytes = pte.stat().st_size
-        longest = max((len(call.tokens) for sequence in reference.sequences for call in sequence.calls), default=0)
+        longest = max((len(call.tokens) for call in calls_of(reference.sequences)), default=0)
         threads = use_threads(args.threads)  # what this imports is not the program's
         restrict_to_program(n_bytes, args.planned_memory, longest)
         end_if_loading_hangs(n_bytes)

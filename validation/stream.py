@@ -63,15 +63,6 @@ def everywhere(call: Call) -> Call:
     return Everywhere(call.tokens[:1], 0, T, torch.zeros_like(call.rows))
 
 
-def calls_of(sequences: tuple[Sequence, ...]) -> list[Call]:
-    return [call for sequence in sequences for call in sequence.calls]
-
-
-def n_tokens(sequences: tuple[Sequence, ...]) -> int:
-    """Of the stream."""
-    return sum(len(call.tokens) for call in calls_of(sequences))
-
-
 def places(sequences: tuple[Sequence, ...]) -> list[list[slice]]:
     """Of each sequence's calls in order their tokens in the stream."""
     found: list[list[slice]] = []

@@ -25,7 +25,7 @@ from runtime.limits import end_if_call_hangs, end_if_loading_hangs, how_it_ended
 from runtime.program import executorch_folder, executorch_runtime, without_exporter
 from validation.child import run_child
 from validation.format import read_plan
-from validation.reference import Call, Sequence
+from validation.reference import Call, Sequence, calls_of
 from validation.trace_places import Place, Places, TraceError, find_places, recorded_values, sizes_at
 
 BUFFER = 2**28  # bytes at most for what one run records; sequences that do not fit are left out
@@ -104,7 +104,7 @@ def _recorded_bytes(plan: Any, length: int) -> int:
 
 def _record(pte: Path, sequences: tuple[Sequence, ...], n_bytes: int, planned_memory: int, folder: Path) -> None:
     calls = folder / "calls.json"
-    calls.write_text(json.dumps([_plain(call) for sequence in sequences for call in sequence.calls]))
+    calls.write_text(json.dumps([_plain(call) for call in calls_of(sequences)]))
     numbers = (str(n_bytes), str(planned_memory))
     arguments = [str(pte.resolve()), str(calls), *numbers, str(folder)]
     child = run_child("validation.trace", arguments, lambda _: None)
@@ -182,7 +182,7 @@ def _laid_out(pte: Path, plan: Any, sequences: tuple[Sequence, ...], record: Ten
     They lie one after another in the order of the instructions. In whole calls all dynamic lengths are the same, so
     each size is known. The logits of all calls, which are the last of each, must be found where this leads to.
     """
-    planned = [_planned(plan, len(call.tokens)) for sequence in sequences for call in sequence.calls]
+    planned = [_planned(plan, len(call.tokens)) for call in calls_of(sequences)]
     for begin in range(0, ALIGNED, 16):  # where the record's memory begins
         at, runs = begin, []
         for entries in planned:

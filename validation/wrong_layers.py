@@ -22,8 +22,8 @@ from validation.figure import TIE_MARGIN, Figure
 from validation.figures import sqnr_db
 from validation.output_layer import run_head
 from validation.progress import Report, silent, within
-from validation.reference import Reference, Sequence
-from validation.stream import n_tokens, places
+from validation.reference import Reference, Sequence, n_tokens
+from validation.stream import places
 from validation.ties import TieMargins
 from validation.trace import Trace, trace
 from validation.trace_places import TraceError

@@ -31,7 +31,7 @@ def _validate(config: Any) -> None:
     from pipeline.display import Display
     from report.ci import write_reports
     from report.files import check_output
-    from report.summary import show_figures
+    from report.summary import show_again
 
     _check_threads(config)
     summary, junit = (None if file is None else Path(file) for file in (config.summary, config.junit))
@@ -47,10 +47,7 @@ def _validate(config: Any) -> None:
         write([], error)
         raise
     write(figures, None)
-    show_figures(console, figures)
-    reported = sum(figure.bound is None for figure in figures)
-    words = f"verdict: right, {len(figures) - reported} figures are within bounds, {reported} are reported"
-    console.print(words, highlight=False, soft_wrap=True)
+    show_again(console, figures)
 
 
 def _inspect(config: Any) -> None:
