@@ -15,7 +15,7 @@ from torch import Tensor
 
 MADV_WILLNEED, MADV_DONTNEED = 3, 4
 ALIGNMENT = 64  # bytes, as torch's own
-WORTH = 2**16  # bytes of a tensor: to look where it is mapped takes as long as to read it
+WORTH = 2**20  # bytes of a tensor: to look where it is mapped takes a millisecond
 
 
 def large(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -96,7 +96,7 @@ def input_rms(model: DreamEdge, calibration: Calibration, report: Report = silen
     """The root mean square of each input channel of the network in float32, float32 [in], by the name of the layer."""
     squares: dict[str, Tensor] = {}
 
-    def note(name: str, _: nn.Linear, x_1ND: Tensor) -> None:
+    def note(name: str, _: nn.Linear, x_1ND: Tensor, __: Tensor) -> None:
         layer = name.removesuffix(".weight")
         if layer.rpartition(".")[2] in INPUTS:
             found = squares.setdefault(layer, torch.zeros(x_1ND.shape[2], dtype=torch.float64))
@@ -141,7 +141,7 @@ class Stream:
                 torch.float32,
                 None,
                 given=lambda _: self.x_1ND,
-                watch=lambda name, _, x_1ND: self._add(hessians, name.removesuffix(".weight"), x_1ND[0]),
+                watch=lambda name, _, x_1ND, __: self._add(hessians, name.removesuffix(".weight"), x_1ND[0]),
                 order=[i],
                 multiply=product,
             ):

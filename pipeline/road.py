@@ -23,6 +23,7 @@ from pipeline.quantize import quantize
 from pipeline.schema import RunConfig, Target
 from pipeline.staging import place, place_failed, staging
 from pipeline.validate import validate
+from recipes.exporter import garbage_of_now_only
 from recipes.stored import Weights
 from report.report_json import noise_of
 from runtime.artifact import MODEL_FILE, REFERENCE_FILE
@@ -72,12 +73,13 @@ def _build(config: RunConfig, output: Path, needs: Estimate, display: Display) -
         with display.stage("quantize") as report:
             quantized = quantize(loaded, config.recipe, cache, report, calibration)
         take_reference = ended_with_it.enter_context(reference_begun(loaded, quantized, cache, request, folder))
-        with display.stage("export"):
-            exported = export(quantized, config.export)
-        with display.stage("lower") as report:
-            lowered = lower(exported, quantized, folder / MODEL_FILE, report)
-            del exported
-            gc.collect()  # graphs hold each other, and the last copy of the embedding
+        with garbage_of_now_only():
+            with display.stage("export"):
+                exported = export(quantized, config.export)
+            with display.stage("lower") as report:
+                lowered = lower(exported, quantized, folder / MODEL_FILE, report)
+                del exported
+                gc.collect()  # graphs hold each other, and the last copy of the embedding
         with display.stage("validate") as report:
             wait_for_float32(report)
             begun = take_reference(report)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
@@ -19,6 +20,7 @@ import torch
 import torch.export._remove_auto_functionalized_pass as functionalized
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 from executorch.exir.pass_base import _ExportPassBase
+from torch._export import utils
 from torch._export.pass_base import _ExportPassBaseDeprecatedDoNotUse
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
@@ -47,6 +49,8 @@ def shapes_computed_once() -> Iterator[None]:
         patch.object(NodeSource, "__deepcopy__", lambda source, _: source, create=True),
         patch.object(GraphModule, "recompile", _recompile_when_called),
         patch.object(functionalized, "decompose_auto_functionalized", _in_place_again),
+        # All operators of all libraries are looked up anew for each library.
+        patch.object(utils, "_materialize_cpp_cia_ops", cache(utils._materialize_cpp_cia_ops)),
     ):
         yield
 

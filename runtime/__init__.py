@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runtime.generation import Generation, generate
-    from runtime.options import Network, OptionError
+    from runtime.network import Network
+    from runtime.options import OptionError
     from runtime.program import CONTRACT_VERSION, Metadata, Program, ProgramError
     from runtime.threads import use_threads
 
@@ -30,8 +31,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
     def __getattr__(name: str) -> Any:
         if name not in __all__:
             raise AttributeError(f"module 'runtime' has no attribute {name!r}")
-        from runtime import generation, options, program, threads
+        from runtime import generation, network, options, program, threads
 
-        return next(
-            getattr(module, name) for module in (generation, options, program, threads) if hasattr(module, name)
-        )
+        modules = (generation, network, options, program, threads)
+        return next(getattr(module, name) for module in modules if hasattr(module, name))

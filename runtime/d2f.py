@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from runtime.options import RULES, Asked, OptionError, Options
+from runtime.network import Asked
+from runtime.options import RULES, OptionError, Options
 
 if TYPE_CHECKING:
     from runtime.generation import Run

@@ -18,21 +18,19 @@ from torch import Tensor
 from runtime import d2f
 from runtime.accept import Steadiness, near_anchors, sliding, within_entropy_bound
 from runtime.guards import ban_ends, ban_repetitions, end_later
-from runtime.options import (
+from runtime.network import (
     Asked,
     Forward,
     ForwardAll,
     Network,
-    OptionError,
-    Options,
     Prompts,
     check_ids,
     check_prompts,
-    check_whole,
     checked_logits,
     checked_tokens,
     prompt_rows,
 )
+from runtime.options import OptionError, Options, check_whole
 from runtime.sample import OWN, OWN_ENTROPY, entropy, most_confident, own_distributions, sample
 
 # (step, tokens int64 [B, L]): may change them in place, or return others.

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from runtime.guards import BANNED
-from runtime.options import INTEGERS, Forward, Network, OptionError, Options, check_ids, check_whole
+from runtime.network import INTEGERS, Forward, Network, check_ids
+from runtime.options import OptionError, Options, check_whole
 from runtime.sample import most_confident, sample
 
 # (step, canvas int64 [L]): sees what a step left.

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ALGORITHMS = ("origin", "maskgit_plus", "topk_margin", "entropy")
 OWN = "own"  # the network's own probability of the token: what a threshold is held against
 OWN_ENTROPY = "own_entropy"  # of the network's own distribution, negative
 

@@ -51,7 +51,8 @@ def test_it_is_the_network(checkpoint: str, recipe: str, tmp_path: Path, monkeyp
     repeated = contract_sequences(PROMPTS, config.mask_token_id, S, S, at_the_end=8)[-1]
     assert [len(everywhere(call).tokens) for call in repeated.calls] == [1, 8]
     assert [len(everywhere(call).tokens) for call in contract[-1].calls] == [S, 1]
-    sequences = (*contract, repeated, *short_candidates(PROMPTS, 2))
+    of_one_length = [Sequence("alone", (Call(prompt, 0, 24, torch.arange(24)),)) for prompt in PROMPTS[:3]]
+    sequences = (*contract, repeated, *of_one_length, *short_candidates(PROMPTS, 2))
     found: dict[tuple[int, int], Tensor] = {}
 
     def take(i: int, j: int, logits_KV: Tensor) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from model import DreamEdge, load_hf_model
 from runtime import Generation, Network, OptionError, Program, generate
-from runtime.options import Asked
+from runtime.network import Asked
 from runtime.sample import sample
 from tests.checkpoints import GOLDEN, GOLDEN_NAMES, ROOT, Build
 

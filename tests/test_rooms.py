@@ -115,6 +115,7 @@ def test_what_is_done_with_an_artifact_takes_no_torch(build: Build, tmp_path: Pa
         ["release", str(artifact), f"notes={tmp_path / 'notes.md'}"],
         ["publish", str(artifact), kept],
         ["fetch", "artifact", kept, f"output={tmp_path / 'fetched'}"],
+        ["inspect", f"artifact={artifact}"],
         ["recipes"],
         ["clean", f"cache={tmp_path / 'cache'}"],
     ]

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +24,13 @@ from validation.activations import ActivationQuantization, quantized_activations
 from validation.output_layer import Multiply, Take, run_head
 from validation.products import product, product_in_halves
 from validation.progress import Report, silent, within
-from validation.reference import Sequence, calls_of, n_tokens
+from validation.reference import Call, Sequence, calls_of, n_tokens
 from validation.stream import Again, Everywhere, once_each, places
 from validation.ties import TieMargins
 
 TOKENS = 512  # that go through an MLP at once: its activations are the widest
 
-Watch = Callable[[str, nn.Linear, Tensor], None]
+Watch = Callable[[str, nn.Linear, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ def run_layers(
     """The layers one after another. While the caller looks at one, no layer's floats are in memory.
 
     given: what the i-th to run is given, [1, N, D], in place of what the one before it, or the embedding, gave.
-    watch: sees each linear layer's name, the layer, and what goes into it. order: which layers to run; None for the
-    model's own.
+    watch: sees each linear layer's name, the layer, what goes into it, and what comes out.
+    order: which layers to run; None for the model's own.
     multiply: what the linear layers compute; with `product` a token's bits depend on how many others go with it.
     ties: None where nobody asks.
     """
@@ -216,13 +217,13 @@ def _layer(
         if isinstance(module, nn.Linear) and quantizes_activations(weights, f"{path}.weight"):
             module.register_forward_pre_hook(ActivationQuantization(ties))
         if isinstance(module, nn.Linear) and watch is not None:
-            module.register_forward_pre_hook(partial(_watched, watch, f"{path}.weight"))
+            module.register_forward_hook(partial(_watched, watch, f"{path}.weight"))
     return layer
 
 
-def _watched(watch: Watch, name: str, linear: nn.Module, inputs: tuple[Tensor]) -> None:
+def _watched(watch: Watch, name: str, linear: nn.Module, inputs: tuple[Tensor], out_1NM: Tensor) -> None:
     assert isinstance(linear, nn.Linear)
-    watch(name, linear, inputs[0])
+    watch(name, linear, inputs[0], out_1NM)
 
 
 def _attend_calls(
@@ -235,16 +236,44 @@ def _attend_calls(
 ) -> Tensor:
     kept += [k_1NGd, v_1NGd]
     outs = []
-    for sequence, in_stream in zip(sequences, places(sequences), strict=True):
-        S = max(call.kv_len for call in sequence.calls)
-        keys_1SGd, values_1SGd = (x.new_zeros(1, S, *x.shape[2:]) for x in (k_1NGd, v_1NGd))
-        for call, tokens in zip(sequence.calls, in_stream, strict=True):
-            slots = slice(call.start_pos, call.start_pos + tokens.stop - tokens.start)
-            keys = k_1NGd[:, tokens]
-            if isinstance(call, Everywhere):  # at 0, where it was computed, nothing is rotated
-                slots = slice(0, call.kv_len)
-                keys = apply_rope(*rope_cos_sin(config, torch.arange(call.kv_len)[None], keys.dtype), keys)
-            keys_1SGd[:, slots], values_1SGd[:, slots] = keys, v_1NGd[:, tokens]
-            if not isinstance(call, Again):
-                outs.append(attend(q_1NHd[:, tokens], keys_1SGd[:, : call.kv_len], values_1SGd[:, : call.kv_len], None))
+    placed = zip(sequences, places(sequences), strict=True)
+    for T, alike in groupby(placed, lambda pair: _tokens_alone(pair[0])):
+        if T is None:
+            outs += [_attend_cached(config, *pair, q_1NHd, k_1NGd, v_1NGd) for pair in alike]
+        else:  # many prompts of one length at once
+            in_stream = [tokens for _, (tokens,) in alike]
+            tokens = slice(in_stream[0].start, in_stream[-1].stop)
+            q_BTHd, k_BTGd, v_BTGd = (x_1N[0, tokens].unflatten(0, (-1, T)) for x_1N in (q_1NHd, k_1NGd, v_1NGd))
+            outs.append(attend(q_BTHd, k_BTGd, v_BTGd, None).flatten(0, 1)[None])
     return torch.cat(outs, dim=1)
+
+
+def _tokens_alone(sequence: Sequence) -> int | None:
+    """Of its one call, where that sees its own tokens and no more."""
+    call, *more = sequence.calls
+    is_alone = not more and type(call) is Call and (call.start_pos, call.kv_len) == (0, len(call.tokens))
+    return call.kv_len if is_alone else None
+
+
+def _attend_cached(
+    config: DreamEdgeConfig,
+    sequence: Sequence,
+    in_stream: list[slice],
+    q_1NHd: Tensor,
+    k_1NGd: Tensor,
+    v_1NGd: Tensor,
+) -> Tensor:
+    """Its calls in order, over a cache of its own."""
+    S = max(call.kv_len for call in sequence.calls)
+    keys_1SGd, values_1SGd = (x.new_zeros(1, S, *x.shape[2:]) for x in (k_1NGd, v_1NGd))
+    outs = []
+    for call, tokens in zip(sequence.calls, in_stream, strict=True):
+        slots = slice(call.start_pos, call.start_pos + tokens.stop - tokens.start)
+        keys = k_1NGd[:, tokens]
+        if isinstance(call, Everywhere):  # at 0, where it was computed, nothing is rotated
+            slots = slice(0, call.kv_len)
+            keys = apply_rope(*rope_cos_sin(config, torch.arange(call.kv_len)[None], keys.dtype), keys)
+        keys_1SGd[:, slots], values_1SGd[:, slots] = keys, v_1NGd[:, tokens]
+        if not isinstance(call, Again):
+            outs.append(attend(q_1NHd[:, tokens], keys_1SGd[:, : call.kv_len], values_1SGd[:, : call.kv_len], None))
+    return torch.cat(outs, dim=1) if outs else q_1NHd[:, :0]

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from recipes.stored import Weights
-from runtime.options import Asked
+from runtime.network import Asked
 from validation.eager import run_by_layer
 from validation.effort import effort_for
 from validation.greedy import NEW, PROMPT, write_greedily

@@ -17,7 +17,7 @@ def overflow_watch(dtype: torch.dtype) -> Watch | None:
     return _watch if dtype == torch.float16 else None
 
 
-def _watch(name: str, _: nn.Linear, x_1ND: Tensor) -> None:
+def _watch(name: str, _: nn.Linear, x_1ND: Tensor, __: Tensor) -> None:
     check_finite(name.removesuffix(".weight"), x_1ND)
 
 

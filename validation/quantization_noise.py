@@ -76,11 +76,12 @@ class MatrixNoise:
     exact: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=lambda: defaultdict(list))
     by_name: dict[str, Noise] = field(default_factory=lambda: defaultdict(Noise))
 
-    def note(self, name: str, linear: nn.Linear, x_1ND: Tensor) -> None:
+    def note(self, name: str, linear: nn.Linear, x_1ND: Tensor, out_1NM: Tensor) -> None:
         """Watches the float32 layer: what goes into its matrices, and what comes out."""
-        self.exact[name].append((x_1ND[0], product(x_1ND[0], linear.weight)))
+        without_bias = out_1NM[0] if linear.bias is None else product(x_1ND[0], linear.weight)
+        self.exact[name].append((x_1ND[0], without_bias))
 
-    def compare(self, name: str, linear: nn.Linear, _: Tensor) -> None:
+    def compare(self, name: str, linear: nn.Linear, _: Tensor, __: Tensor) -> None:
         """Watches the quantized layer after it."""
         for x_ND, expected in self.exact.pop(name, []):
             given_ND = _given(self.quantized, name, x_ND).to(linear.weight.dtype)

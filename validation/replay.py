@@ -26,7 +26,7 @@ from torch import Tensor
 from runtime.generation import generate
 from runtime.limits import end_if_call_hangs, end_if_loading_hangs, how_it_ended, restrict_to_program
 from runtime.memory import give_back_from, memory, peak_rss
-from runtime.options import ForwardAll, Network
+from runtime.network import ForwardAll, Network
 from runtime.program import Program, ProgramError
 from runtime.threads import use_threads
 from validation.child import run_child
