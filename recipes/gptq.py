@@ -147,10 +147,15 @@ def scale_of(w_mg: Tensor, importance_g: Tensor | None, bits: int, scale_dtype: 
         importance_g = torch.ones(w_mg.shape[1])
     importance_g = importance_g + 1e-3 * importance_g.mean()  # an input that was never there counts a little, too
     best_m, chosen_m = torch.full_like(room_m, torch.inf), room_m.to(scale_dtype)
+    if w_mg.shape[1] < w_mg.shape[0]:
+        w_mg = w_mg.T.contiguous().T  # torch goes along what lies together: the longer, the better
+    # One place for all: memory that is given back and asked for at each step takes longer than the sums.
+    lost_mg = torch.empty_like(w_mg)
     for shrink in SHRINKS:
         scale_m = (room_m * shrink).to(scale_dtype)
         wide_m1 = scale_m.float()[:, None]
-        loss_m = ((w_mg / wide_m1).round_().clamp_(-top, top - 1).mul_(wide_m1) - w_mg).square_() @ importance_g
+        torch.div(w_mg, wide_m1, out=lost_mg).round_().clamp_(-top, top - 1).mul_(wide_m1).sub_(w_mg).square_()
+        loss_m = lost_mg @ importance_g
         better_m = loss_m < best_m
         best_m, chosen_m = torch.where(better_m, loss_m, best_m), torch.where(better_m, scale_m, chosen_m)
     return chosen_m

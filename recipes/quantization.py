@@ -27,6 +27,7 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
 from model import DreamEdge
 from recipes.gptq import LayerInputs, gptq, scale_of
 from recipes.options import Dtype, EmbeddingQuant, LinearQuant, Rounding, Scales
+from recipes.threads import by_slices
 
 
 class QuantizationError(ValueError):
@@ -141,12 +142,14 @@ def _fitted(weight: Tensor, quant: LinearQuant) -> tuple[Tensor, Tensor]:
     M, N = weight.shape
     g, top = quant.group_size or N, 2 ** (quant.weight_bits - 1)
     integers, scales = torch.empty(M, N, dtype=torch.int8), torch.empty(M, N // g, dtype=scale_dtype(quant))
-    for rows in torch.arange(M).split(max(1, SLICE // N)):
-        part = slice(int(rows[0]), int(rows[-1]) + 1)
-        groups = weight[part].float().reshape(-1, g)
+
+    def fill(rows: slice) -> None:
+        groups = weight[rows].float().reshape(-1, g)
         scale = scale_of(groups, None, quant.weight_bits, scale_dtype(quant), fitted=True)
-        integers[part] = (groups / scale.float()[:, None]).round_().clamp_(-top, top - 1).to(torch.int8).view(-1, N)
-        scales[part] = scale.view(-1, N // g)
+        integers[rows] = (groups / scale.float()[:, None]).round_().clamp_(-top, top - 1).to(torch.int8).view(-1, N)
+        scales[rows] = scale.view(-1, N // g)
+
+    by_slices(M, max(1, SLICE // N), fill)
     return integers, scales
 
 

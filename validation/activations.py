@@ -9,9 +9,12 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
 )
 
 from recipes.stored import Weights
+from recipes.threads import by_slices
 from validation.ties import TieMargins
 
-ACTIVATIONS = 2**18  # that are quantized at once: temporaries beyond a processor's cache make it ten times slower
+ACTIVATIONS = (
+    2**18
+)  # that one thread quantizes at once: temporaries beyond a processor's cache make it ten times slower
 
 
 class ActivationQuantization:
@@ -26,13 +29,15 @@ class ActivationQuantization:
 
     def __call__(self, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         (x_1ND,) = inputs
-        quantized_1ND = torch.empty_like(x_1ND)
-        for tokens in torch.arange(x_1ND.shape[1]).split(max(1, ACTIVATIONS // x_1ND.shape[2])):
-            part = slice(int(tokens[0]), int(tokens[-1]) + 1)
+        quantized_1ND, tokens_N = torch.empty_like(x_1ND), self.seen + torch.arange(x_1ND.shape[1])
+
+        def fill(part: slice) -> None:
             if self.ties is not None:
-                self.ties.note(x_1ND[0, part], self.seen + tokens)
+                self.ties.note(x_1ND[0, part], tokens_N[part])
             quantized_1ND[:, part] = quantized_activations(x_1ND[:, part])
-        self.seen += x_1ND.shape[1]
+
+        by_slices(len(tokens_N), max(1, ACTIVATIONS // x_1ND.shape[2]), fill)
+        self.seen += len(tokens_N)
         return (quantized_1ND,)
 
 
