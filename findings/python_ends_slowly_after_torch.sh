@@ -2,11 +2,10 @@
 # Expected: a process that has imported torch and executorch's exporter, and is done, ends at once: the system takes its
 # memory back, whatever is in it.
 # Seen, Python 3.11 with torch 2.13.0, torchao 0.18.0 and executorch 1.5.1: the interpreter takes a second more to end. On
-# its way out it looks for garbage among the million objects of the imports, several times, and finds next to none. Told
-# that they are no garbage (`gc.freeze()` as the last thing), it does not look, and what was two thirds of the imports'
-# own time is gone:
+# its way out it looks for garbage among the million objects of the imports, and finds next to none. Told that they are
+# no garbage (`gc.freeze()` as the last thing), it does not look:
 #
-#     seconds of processor: 3.60, and 2.61 with gc.freeze() at the end
+#     seconds of processor: 5.41, and 4.40 with gc.freeze() at the end
 #
 # So: a command line that imports torch keeps who waits for it a second longer than its work, each time. `gc.freeze()`,
 # registered with atexit, is as good as os._exit(), and what else is registered, or open, still ends as it should.

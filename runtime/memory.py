@@ -36,7 +36,8 @@ def reset_peak_rss() -> None:
 
 def collect_seldom() -> None:
     """Of this process: a fifth of the time that torch and executorch take to import goes to Python's collector, which
-    looks through their million objects again and again (measured: 1.1 of 4.9 s). And so at its end: 1.8 of 2.9 s.
+    looks through their million objects again and again (measured: 1.1 of 4.9 s). So it does at the end, for a second
+    (findings/python_ends_slowly_after_torch.sh).
     """
     gc.set_threshold(20_000, 50, 100)
     atexit.register(gc.freeze)
