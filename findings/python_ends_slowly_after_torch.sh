@@ -8,7 +8,7 @@
 #     seconds of processor: 5.41, and 4.40 with gc.freeze() at the end
 #
 # So: a command line that imports torch keeps who waits for it a second longer than its work, each time. `gc.freeze()`,
-# registered with atexit, is as good as os._exit(), and what else is registered, or open, still ends as it should.
+# registered with atexit, is nearly as good as os._exit(), and what else is registered, or open, still ends as it should.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

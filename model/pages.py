@@ -15,7 +15,7 @@ from torch import Tensor
 
 MADV_WILLNEED, MADV_DONTNEED = 3, 4
 ALIGNMENT = 64  # bytes, as torch's own
-WORTH = 2**20  # bytes of a tensor: to look where it is mapped takes a millisecond
+WORTH = 2**20  # bytes of all tensors: to look where they are mapped takes a millisecond
 
 
 def large(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -31,7 +31,7 @@ def large(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def release(*tensors: Tensor) -> None:
-    """Drop the pages of tensors that are mappings of safetensors files; others, and small ones, are left as they are.
+    """Drop the pages of tensors that are mappings of safetensors files; others, and little, are left as they are.
 
     The system would drop them only when it is short of memory, and until then counts them as this process's. They
     stay in its file cache: to read them again is cheap.
@@ -45,8 +45,9 @@ def read_ahead(*tensors: Tensor) -> None:
 
 
 def _advise(tensors: tuple[Tensor, ...], advice: int) -> None:
-    tensors = tuple(tensor for tensor in tensors if tensor.numel() * tensor.element_size() >= WORTH)
-    mapped = _mapped() if tensors else []
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors) < WORTH:
+        return
+    mapped = _mapped()
     for tensor in tensors:
         start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
         # Anonymous memory must not be dropped: it would be lost.

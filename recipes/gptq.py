@@ -58,7 +58,7 @@ def gptq(
     fitted: scales by least squares, weighted with how much inputs count; else by the largest weight.
     """
     M, N = weight_MN.shape
-    weight_MN, g = weight_MN.float().clone(), group_size or N
+    weight_MN, g = weight_MN.detach().float().clone(), group_size or N
     importance_N = inputs.importance_N
     integers_MN, scales = torch.empty(M, N, dtype=torch.int8), torch.empty(M, N // g, dtype=scale_dtype)
     top = 2 ** (bits - 1)

@@ -139,6 +139,7 @@ def quantized_linear(integers: Tensor, scale: Tensor, bits: int, dtype: torch.dt
 
 def _fitted(weight: Tensor, quant: LinearQuant) -> tuple[Tensor, Tensor]:
     """(integers, scales) with the least loss by rounding, a slice at a time."""
+    weight = weight.detach()  # what torch is told of gradients holds for one thread
     M, N = weight.shape
     g, top = quant.group_size or N, 2 ** (quant.weight_bits - 1)
     integers, scales = torch.empty(M, N, dtype=torch.int8), torch.empty(M, N // g, dtype=scale_dtype(quant))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model import load_hf_model
 from pipeline.config import load_recipe
@@ -20,6 +20,7 @@ from recipes.stored import Weights, open_stored, store
 from runtime.processor import native_float16
 from tests.checkpoints import GOLDEN, ROOT
 from validation import eager, output_layer, products, stream
+from validation.activations import ActivationQuantization, quantized_activations
 from validation.eager import run_by_layer
 from validation.figures import kl_divergence, sqnr_db
 from validation.logits import SKETCH, digest, summarize, top_columns
@@ -27,6 +28,7 @@ from validation.products import product, product_in_halves
 from validation.recording import contract_sequences, short_candidates
 from validation.reference import Call, Sequence, calls_of, n_tokens
 from validation.stream import everywhere, once_each
+from validation.ties import TieMargins
 
 S = 96
 PROMPTS = [torch.arange(5, 29) + i for i in range(8)]
@@ -130,6 +132,20 @@ def test_no_number_of_threads_changes_a_bit(multiply: Callable[..., Tensor]) -> 
         run_by_layer(Weights(model, {}), sequences, lambda _, __, logits: found.append(logits.exp()), multiply=multiply)
     torch.set_num_threads(threads)
     assert all(torch.equal(found[0], one) for one in found)
+
+
+def test_activations_are_quantized_alike_by_any_number_of_threads() -> None:
+    x_1ND = torch.randn(1, 700, 896, generator=torch.Generator().manual_seed(0))
+    threads, found = torch.get_num_threads(), []
+    for n in (1, 3):
+        torch.set_num_threads(n)
+        ties = TieMargins(1400)
+        quantization = ActivationQuantization(ties)
+        found.append((*(quantization(nn.Identity(), (x,))[0] for x in (x_1ND, 2 * x_1ND)), ties.margin_N))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert torch.equal(found[0][0], quantized_activations(x_1ND))
+    assert found[0][2].isfinite().all()
 
 
 def test_a_small_vocabulary_is_kept_whole() -> None:

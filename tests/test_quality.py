@@ -8,9 +8,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+from torch import nn
+from torchao.quantization import IntxUnpackedToInt8Tensor
 
 from model import DreamEdge, load_hf_model
 from pipeline.calibrate import calibration_of
@@ -18,8 +21,8 @@ from pipeline.config import CALIBRATION_TEXT, DEFAULT_TEXT, load_recipe
 from pipeline.load import load
 from pipeline.road import _warn_unused
 from recipes.gptq import LayerInputs, add_squares, gptq, hessian_blocks, inputs_by_layer, inverse_factor
-from recipes.options import LinearQuant
-from recipes.quantization import QuantizationError, check_sizes, quant_of
+from recipes.options import Dtype, LinearQuant, Rounding, Scales
+from recipes.quantization import QuantizationError, check_sizes, quant_of, quantize_module
 from recipes.threads import one_thread_each
 from runtime.artifact import REFERENCE_FILE, read_manifest
 from runtime.errors import UsageError
@@ -289,6 +292,32 @@ def test_squares_are_summed_alike_by_any_number_of_threads() -> None:
     assert torch.equal(*found)
     assert torch.equal(found[0], found[0].T)
     torch.testing.assert_close(found[0].double(), 1 + x_KN.double().T @ x_KN.double(), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("group_size", [32, None])
+def test_fitted_scales_are_alike_by_any_number_of_threads(group_size: int | None) -> None:
+    """Of a weight that is being trained, too. Each scale loses no more than that of the largest weight."""
+    weight = torch.randn(1500, 896, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    quant = LinearQuant(4, group_size, Rounding.nearest, Scales.least_squares)
+    threads, found = torch.get_num_threads(), []
+    for n in (1, 3):
+        torch.set_num_threads(n)
+        linear = nn.Linear(896, 1500, bias=False)
+        linear.weight = nn.Parameter(weight.detach().clone())
+        quantize_module("layer", linear, Dtype.float32, quant, None)
+        made = cast(IntxUnpackedToInt8Tensor, linear.weight.data)
+        found.append((made.qdata, made.scale))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    scale = found[0][1]
+
+    def loss(scale: torch.Tensor) -> torch.Tensor:
+        groups, wide = weight.detach().view(scale.numel(), -1), scale.float().view(-1, 1)
+        return ((groups / wide).round().clamp(-8, 7) * wide - groups).square().sum(1)
+
+    largest = (weight.detach().view(scale.numel(), -1).abs().amax(1) / 7.5).bfloat16()
+    assert (loss(scale) <= loss(largest) + 1e-5).all()
+    assert loss(scale).sum() < 0.9 * loss(largest).sum()
 
 
 def test_a_map_inside_another_has_as_many_threads() -> None:

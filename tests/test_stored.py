@@ -205,6 +205,15 @@ def test_release_drops_mapped_pages_and_nothing_else(tmp_path: Path) -> None:
     with safe_open(tmp_path / "x.safetensors", framework="pt") as opened:
         mapped = opened.get_tensor("x")
     held = torch.arange(2**20)
+    save_file({str(i): torch.arange(2**17, dtype=torch.float32) for i in range(64)}, tmp_path / "small.safetensors")
+    with safe_open(tmp_path / "small.safetensors", framework="pt") as opened:
+        small = [opened.get_tensor(str(i)) for i in range(64)]
+    sums = [one.sum() for one in small]
+    before = memory()["file"]
+    release(*small)  # half a megabyte each
+    assert before - memory()["file"] > 24 * 2**20
+    assert [one.sum() for one in small] == sums
+    release(*small)
     before = memory()["file"]
     total = mapped.sum()
     assert memory()["file"] - before > 60 * 2**20

@@ -12,9 +12,8 @@ from recipes.stored import Weights
 from recipes.threads import by_slices
 from validation.ties import TieMargins
 
-ACTIVATIONS = (
-    2**18
-)  # that one thread quantizes at once: temporaries beyond a processor's cache make it ten times slower
+# That are looked at at once, by one thread: temporaries beyond a processor's cache make it ten times slower.
+ACTIVATIONS = 2**18
 
 
 class ActivationQuantization:

@@ -1,7 +1,8 @@
 """What eager gives for recorded calls, one layer at a time: the floats of one layer are all that is in memory.
 
 The modules are `model`'s own, over weights that are read, and dequantized, when their turn comes. All calls go through
-a layer together, each with a cache of its own sequence; only attention looks at one call at a time.
+a layer together, each with a cache of its own sequence; only attention looks at one call at a time, or at neighbours
+of one length that see no other.
 """
 
 from __future__ import annotations
