@@ -75,3 +75,10 @@ def garbage_of_now_only() -> Iterator[None]:
     finally:
         gc.set_threshold(*thresholds)
         gc.unfreeze()
+
+
+@contextmanager
+def without_stack_traces() -> Iterator[None]:
+    """A node of a graph does not note which lines of which files made it: nobody asks, and to look takes its time."""
+    with patch("torch.fx.config.do_not_emit_stack_traces", True):
+        yield

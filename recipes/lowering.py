@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.export import ExportedProgram
 
-from recipes.exporter import garbage_of_now_only  # first
+from recipes.exporter import garbage_of_now_only, without_stack_traces  # first
 
 # isort: split
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -48,7 +48,7 @@ def lower_program(
     once = decomposed_once() if backend is Backend.xnnpack else nullcontext()
     runs = left_out.runs if left_out is not None else []
     config = EdgeCompileConfig(_check_ir_validity=False)
-    with warnings.catch_warnings(), adapted_lowering(weights), shapes_computed_once(), once:
+    with warnings.catch_warnings(), without_stack_traces(), adapted_lowering(weights), shapes_computed_once(), once:
         warnings.simplefilter("ignore")  # hundreds of deprecations of torch and executorch among themselves
         began("delegates")
         kept: AbstractContextManager[list[ExportedProgram]] = partitions_kept() if runs else nullcontext([])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from model import DreamEdge
 from model.cache import cache_shape
 from model.dream import DecoderLayer, RMSNorm, apply_rope, attend, rope_cos_sin
-from recipes.exporter import garbage_of_now_only, without_inductor
+from recipes.exporter import garbage_of_now_only, without_inductor, without_stack_traces
 from recipes.options import Attention, Backend
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -235,7 +235,7 @@ def export_program(program: StaticProgram, max_rows: int) -> torch.export.Export
     )
     # Buffers that are written in place cannot be lowered from a graph with gradients.
     program.requires_grad_(False)
-    with torch.no_grad():
+    with torch.no_grad(), without_stack_traces():
         return torch.export.export(
             program,
             example,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import platform
@@ -79,6 +80,10 @@ EXTRA = (
     "test_survival.py::test_an_interrupted_quantization_is_taken_up[15]",
     "test_tune.py::test_the_command_tunes_and_run_takes_what_it_wrote",
 )
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported is no garbage: pytest looks through all of it, several times, when it ends
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
