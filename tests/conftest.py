@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,9 @@ from runtime.memory import collect_seldom
 from tests.checkpoints import BUNDLED, GOLDEN, ROOT, Build, arguments
 
 os.register_at_fork(after_in_child=alone_in_a_copy)
+# A shell has what it does not wait for ignore Ctrl-C, and all of its children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker has one core to itself, and so have the processes that it starts, unless somebody tries more threads.
