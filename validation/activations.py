@@ -28,16 +28,22 @@ class ActivationQuantization:
 
     def __call__(self, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         (x_1ND,) = inputs
-        quantized_1ND, tokens_N = torch.empty_like(x_1ND), self.seen + torch.arange(x_1ND.shape[1])
-
-        def fill(part: slice) -> None:
-            if self.ties is not None:
-                self.ties.note(x_1ND[0, part], tokens_N[part])
-            quantized_1ND[:, part] = quantized_activations(x_1ND[:, part])
-
-        by_slices(len(tokens_N), max(1, ACTIVATIONS // x_1ND.shape[2]), fill)
+        tokens_N = self.seen + torch.arange(x_1ND.shape[1])
         self.seen += len(tokens_N)
-        return (quantized_1ND,)
+        return (quantized_noting_ties(x_1ND[0], self.ties, tokens_N)[None],)
+
+
+def quantized_noting_ties(x_ND: Tensor, ties: TieMargins | None, tokens_N: Tensor) -> Tensor:
+    """`quantized_activations`, some tokens at a time, by all threads. ties: is told what of which token."""
+    quantized_ND = torch.empty_like(x_ND)
+
+    def fill(part: slice) -> None:
+        if ties is not None:
+            ties.note(x_ND[part], tokens_N[part])
+        quantized_ND[part] = quantized_activations(x_ND[part])
+
+    by_slices(len(x_ND), max(1, ACTIVATIONS // x_ND.shape[1]), fill)
+    return quantized_ND
 
 
 def quantizes_activations(weights: Weights, name: str) -> bool:

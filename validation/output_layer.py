@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from model.dream import RMSNorm
 from recipes.stored import Weights
 from recipes.threads import one_thread_each
-from validation.activations import ACTIVATIONS, quantized_activations, quantizes_activations
+from validation.activations import quantized_noting_ties, quantizes_activations
 from validation.products import product
 from validation.progress import Report, silent
 from validation.reference import Sequence, calls_of
@@ -52,10 +52,7 @@ def run_head(
     """The norm and the output layer, over what the last layer gave."""
     x_RD, rows_R = normed_rows(weights, sequences, x_1ND, dtype)
     if quantizes_activations(weights, "lm_head.weight"):
-        if ties is not None:
-            for part in torch.arange(len(x_RD)).split(max(1, ACTIVATIONS // x_RD.shape[1])):
-                ties.note(x_RD[part], rows_R[part])
-        x_RD = quantized_activations(x_RD)
+        x_RD = quantized_noting_ties(x_RD, ties, rows_R)
     _take_logits(weights, sequences, x_RD, take, report, multiply)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ class TieMargins:
 
     def __init__(self, n_tokens: int) -> None:
         self.margin_N = torch.full((n_tokens,), torch.inf, dtype=torch.float64)
+        self._noting = Lock()  # threads may note the same token: several calls ask for one row
 
     def note(self, x_ND: Tensor, tokens_N: Tensor) -> None:
         x = x_ND.double()
@@ -29,7 +31,8 @@ class TieMargins:
         scale = ((high - low) / 255).clamp_min(torch.finfo(torch.float32).eps)
         for steps in (x / scale, low / scale):
             margin_N = (steps - steps.floor() - 0.5).abs_().amin(-1)
-            self.margin_N.index_reduce_(0, tokens_N, margin_N, "amin")
+            with self._noting:
+                self.margin_N.index_reduce_(0, tokens_N, margin_N, "amin")
 
     def by_call(self, sequences: tuple[Sequence, ...]) -> list[list[float]]:
         """Over the sequence so far: what a call leaves in the cache is as uncertain as the call."""
